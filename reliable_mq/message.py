@@ -1,0 +1,152 @@
+"""What is sent and what is handed over: :class:`Message`, :class:`Delivery`, :class:`Topic`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar, overload
+
+from pydantic import TypeAdapter, ValidationError
+
+from reliable_mq.errors import DecodeError
+
+T = TypeVar("T")
+
+HeaderValue = str | bytes
+_NO_HEADERS: Mapping[str, HeaderValue] = MappingProxyType({})
+
+
+def _no_headers() -> Mapping[str, HeaderValue]:
+    return _NO_HEADERS
+
+
+JSON = "application/json"
+OCTET_STREAM = "application/octet-stream"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """An immutable fact on its way.
+
+    ``id`` is the idempotency key: given before the first send and unchanged by every re-send.
+    ``key`` is the ordering key, or None for no order. ``time`` is when the message was made,
+    aware, in UTC. ``headers`` are the application's own: those of the library are the fields.
+    """
+
+    id: str
+    topic: str
+    key: str | None = None
+    body: bytes = b""
+    headers: Mapping[str, HeaderValue] = field(default_factory=_no_headers)
+    content_type: str | None = None
+    time: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    @overload
+    def decode(self, type_: type[T], /) -> T: ...
+    @overload
+    def decode(self, type_: Any, /) -> Any: ...
+    def decode(self, type_: Any, /) -> Any:
+        """Return the body as *type_*: ``bytes`` and ``Message`` as they are, else from JSON.
+
+        Raises :class:`DecodeError`, whose text names the fields at fault and not their values.
+        """
+        if type_ is bytes:
+            return self.body
+        if type_ is Message:
+            return self
+        try:
+            return type_adapter(type_).validate_json(self.body)
+        except ValidationError as error:
+            raise DecodeError(_explain(type_, error)) from None
+        except RecursionError:
+            raise DecodeError(f"the body is nested too deeply for {_name(type_)}") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """One hand-over of a message to one group.
+
+    ``attempt`` counts from 1 and includes this one. ``redelivered`` is the broker's word that
+    it handed the message over before; False proves nothing. ``received_at`` is aware UTC.
+    """
+
+    message: Message
+    group: str
+    attempt: int = 1
+    redelivered: bool = False
+    received_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """A message one group gave up on, kept whole until a person replays or discards it."""
+
+    id: int
+    message: Message
+    group: str
+    attempts: int
+    cause: str
+    died_at: datetime
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Topic(Generic[T]):
+    """A topic and the type of its payload; made by ``ReliableMQ.topic``."""
+
+    name: str
+    payload: Any = None
+    partitions: int | None = None
+    replication_factor: int | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def new_message_id() -> str:
+    """Return a UUIDv7 (RFC 9562): unique, and near its neighbours in an index."""
+    milliseconds = time.time_ns() // 1_000_000
+    random = int.from_bytes(os.urandom(10), "big")
+    value = (milliseconds & 0xFFFFFFFFFFFF) << 80
+    value |= 0x7 << 76 | (random >> 62 & 0xFFF) << 64 | 0b10 << 62 | (random & (1 << 62) - 1)
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def fingerprint(body: bytes) -> bytes:
+    """Return 16 bytes that tell two bodies apart: the same id with another one is a conflict."""
+    return hashlib.blake2b(body, digest_size=16).digest()
+
+
+@lru_cache(maxsize=1024)
+def _cached_adapter(type_: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(type_)
+
+
+def type_adapter(type_: Any) -> TypeAdapter[Any]:
+    """Return the (cached where hashable) pydantic adapter of *type_*."""
+    try:
+        return _cached_adapter(type_)
+    except TypeError:
+        return TypeAdapter(type_)
+
+
+def _name(type_: Any) -> str:
+    return getattr(type_, "__name__", None) or str(type_)
+
+
+def _explain(type_: Any, error: ValidationError) -> str:
+    # The offending input stays out: error texts are logged and stored, bodies are not.
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    shown = "; ".join(
+        f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}"
+        for problem in problems[:5]
+    )
+    more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+    return f"the body is not a valid {_name(type_)}: {shown}{more}"

@@ -1,0 +1,94 @@
+"""What the databases do differently, behind one small interface.
+
+All statements run on the caller's plain ``Connection``, inside its transaction. Nothing here
+commits. Errors pass through unwrapped; :meth:`StoreDialect.classify` tells what they mean.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from enum import Enum
+from typing import Any, ClassVar
+
+from sqlalchemy import ColumnElement, Connection, Engine, Executable, Table
+from sqlalchemy.exc import DBAPIError
+
+Row = Mapping[str, Any]
+
+
+class Trouble(Enum):
+    """What a database error says about the transaction it ended."""
+
+    BUSY = "busy"
+    """Deadlock, serialization failure, lock time-out, database locked: run it again."""
+    IDLE = "idle"
+    """The database ended the transaction because it was silent for too long."""
+    GONE = "gone"
+    """The connection is lost; whether a COMMIT under way took effect is unknown."""
+    OTHER = "other"
+    """Anything else: the statement's own fault."""
+
+
+class StoreDialect(ABC):
+    """One kind of database. Stateless and thread-safe but for what a subclass says."""
+
+    name: ClassVar[str]
+    skip_locked: ClassVar[bool] = True
+
+    @abstractmethod
+    def now(self) -> ColumnElement[int]:
+        """Return the expression of the database's clock: microseconds since 1970, in UTC.
+
+        It moves within a transaction, and does not depend on the session's time zone.
+        """
+
+    @abstractmethod
+    def begin(self, connection: Connection, *, idle_timeout: float | None = None) -> None:
+        """Begin a transaction of our own on a *connection* that is in none: READ COMMITTED.
+
+        The database ends it after *idle_timeout* seconds of silence where it can. On SQLite it
+        takes the write lock at once, waiting as long as the connection's own busy time-out says.
+        """
+
+    @abstractmethod
+    def claim(
+        self, connection: Connection, inbox: Table, rows: Sequence[Row], *, lock_timeout: float
+    ) -> set[str]:
+        """Insert inbox *rows* that are new and return the ``message_id`` of those.
+
+        The rows are of one group and topic, without repetition, sorted by message id. A row that
+        another transaction is inserting is waited for up to *lock_timeout* seconds; then the
+        error is one that :meth:`is_lock_timeout` recognises, and the transaction must be rolled
+        back.
+        """
+
+    @abstractmethod
+    def is_lock_timeout(self, error: DBAPIError) -> bool:
+        """Tell whether *error*, raised by :meth:`claim`, means "in flight elsewhere"."""
+
+    @abstractmethod
+    def classify(self, error: BaseException) -> Trouble:
+        """Tell what *error*, raised by a statement or a COMMIT, means for the transaction."""
+
+    @abstractmethod
+    def insert_ignoring(self, table: Table) -> Executable:
+        """Return an INSERT that skips rows whose key exists, for executemany with mappings."""
+
+    def writing(self, engine: Engine) -> AbstractContextManager[None]:
+        """Return what to hold around a writing transaction of ours: nothing but on SQLite."""
+        return nullcontext()
+
+    def can_commit(self, connection: Connection) -> bool:
+        """Tell whether the database still has the transaction we believe in."""
+        return True
+
+    def finish(self, connection: Connection) -> None:
+        """Put the session back as it was, after the transaction ended; before the pool has it."""
+        return
+
+
+def driver_error(error: BaseException) -> BaseException | None:
+    """Return the driver's own exception behind SQLAlchemy's, or the error itself."""
+    return error.orig if isinstance(error, DBAPIError) else error

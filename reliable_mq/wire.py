@@ -1,0 +1,203 @@
+"""Between :class:`Message` and what a broker carries: header names, native properties, bytes.
+
+The names are public: a producer or consumer that does not use this library may rely on them.
+What arrives is untrusted. It is parsed strictly and cut to the configured limits, and there is
+always a message at the end of it: what cannot be trusted becomes its ``fault``, never an
+exception that would leave the delivery in nobody's hands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import MappingProxyType
+
+from reliable_mq.message import HeaderValue, Message, new_message_id
+from reliable_mq.names import MAX_KEY_BYTES, MAX_MESSAGE_ID_BYTES, has_control_characters
+
+MESSAGE_ID = "message-id"
+MESSAGE_TIME = "message-time"
+MESSAGE_KEY = "message-key"
+CONTENT_TYPE = "content-type"
+TRACEPARENT = "traceparent"
+CLOUD_EVENT_ID = "ce_id"
+BODY = "body"
+"""The entry field that holds the body on Redis; no header may have its name on any broker."""
+
+RESERVED_PREFIX = "reliable-mq-"
+ORIGIN_ID = "reliable-mq-origin-id"
+ORIGIN_TOPIC = "reliable-mq-origin-topic"
+ORIGIN_GROUP = "reliable-mq-origin-group"
+ORIGIN_ATTEMPTS = "reliable-mq-origin-attempts"
+ORIGIN_CAUSE = "reliable-mq-origin-cause"
+ORIGIN_DIED_AT = "reliable-mq-origin-died-at"
+TRUNCATED = "reliable-mq-truncated"
+
+_OWN_NAMES = frozenset({MESSAGE_ID, MESSAGE_TIME, MESSAGE_KEY, CONTENT_TYPE, BODY, TRACEPARENT})
+_READ_NAMES = frozenset({MESSAGE_ID, MESSAGE_TIME, MESSAGE_KEY, CONTENT_TYPE})
+
+RawHeaders = Sequence[tuple[str, bytes]]
+
+
+def is_reserved(name: str) -> bool:
+    """Tell whether a header name belongs to the library, in any case of letters."""
+    folded = name.lower()
+    return folded in _OWN_NAMES or folded.startswith(RESERVED_PREFIX)
+
+
+def format_time(time: datetime) -> str:
+    """Return *time* as ISO 8601 in UTC with microseconds."""
+    return time.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def parse_time(value: bytes) -> datetime | None:
+    """Return the time that :func:`format_time` wrote, or None for anything without a zone."""
+    if len(value) > 40:
+        return None
+    try:
+        time = datetime.fromisoformat(value.decode("ascii"))
+        return time.astimezone(UTC) if time.tzinfo is not None else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def header_bytes(value: HeaderValue) -> bytes:
+    """Return a header's value as it travels."""
+    return value.encode() if isinstance(value, str) else value
+
+
+def encode_headers(message: Message, *, native: Iterable[str] = ()) -> list[tuple[str, bytes]]:
+    """Return the header pairs of *message*, without those the broker carries as *native*.
+
+    The names of *native* are of :data:`MESSAGE_ID`, :data:`MESSAGE_TIME`, :data:`MESSAGE_KEY`
+    and :data:`CONTENT_TYPE`.
+    """
+    pairs = [(MESSAGE_ID, message.id.encode()), (MESSAGE_TIME, format_time(message.time).encode())]
+    if message.key is not None:
+        pairs.append((MESSAGE_KEY, message.key.encode()))
+    if message.content_type is not None:
+        pairs.append((CONTENT_TYPE, message.content_type.encode()))
+    pairs = [pair for pair in pairs if pair[0] not in native]
+    pairs.extend((name, header_bytes(value)) for name, value in message.headers.items())
+    return pairs
+
+
+@dataclass(slots=True, kw_only=True)
+class RawMessage:
+    """A message as an adapter received it, nothing of it believed yet.
+
+    ``headers`` are the raw pairs in wire order, duplicates included. ``native_*`` come from the
+    broker's own properties (AMQP's ``message_id``, Kafka's record key and timestamp) and win
+    over headers. ``position`` is the message's lasting place on the broker, from which a foreign
+    message without an id gets one; None where the broker has no such place.
+    """
+
+    topic: str
+    body: bytes
+    headers: RawHeaders = ()
+    key: bytes | None = None
+    position: str | None = None
+    native_id: str | bytes | None = None
+    native_content_type: str | None = None
+    native_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """The message that came of a :class:`RawMessage`.
+
+    ``fault`` says why no handler may see it (a dead letter at once), ``stable_id`` is False
+    where the id was made up here and a redelivery will have another.
+    """
+
+    message: Message
+    fault: str | None = None
+    stable_id: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is taken in: bytes of a body, number and total bytes of headers."""
+
+    message_bytes: int = 1_000_000
+    header_count: int = 100
+    header_bytes: int = 65536
+
+
+def decode(raw: RawMessage, limits: Limits) -> Decoded:
+    """Return the message of *raw*. Never raises, whatever the bytes are."""
+    fault = _fault(raw, limits)
+    found: dict[str, bytes] = {}
+    headers: dict[str, HeaderValue] = {}
+    for name, value in raw.headers[: limits.header_count] if fault else raw.headers:
+        if name in _READ_NAMES or name == CLOUD_EVENT_ID:
+            found[name] = value
+        if name not in _READ_NAMES:
+            headers[name] = _text_or_bytes(value)
+    id_, stable = _message_id(raw, found)
+    key = raw.key if raw.key is not None else found.get(MESSAGE_KEY)
+    content_type = raw.native_content_type or _content_type(found.get(CONTENT_TYPE))
+    message = Message(
+        id=id_,
+        topic=raw.topic,
+        key=_bounded(key, MAX_KEY_BYTES) if key else None,
+        body=raw.body,
+        headers=MappingProxyType(headers),
+        content_type=content_type,
+        time=_message_time(raw, found),
+    )
+    return Decoded(message, fault, stable)
+
+
+def _fault(raw: RawMessage, limits: Limits) -> str | None:
+    if len(raw.body) > limits.message_bytes:
+        return f"oversize: the body has {len(raw.body)} bytes, the limit is {limits.message_bytes}"
+    if len(raw.headers) > limits.header_count:
+        return f"headers: there are {len(raw.headers)}, the limit is {limits.header_count}"
+    size = sum(len(name) + len(value) for name, value in raw.headers)
+    if size > limits.header_bytes:
+        return f"headers: they have {size} bytes, the limit is {limits.header_bytes}"
+    return None
+
+
+def _text_or_bytes(value: bytes) -> HeaderValue:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value
+
+
+def _bounded(value: bytes, limit: int) -> str:
+    """Return *value* as text that fits a column; what cannot be is named by its hash."""
+    try:
+        text = value.decode()
+    except UnicodeDecodeError:
+        text = ""
+    if text and len(value) <= limit and not has_control_characters(text):
+        return text
+    return "sha256:" + hashlib.sha256(value).hexdigest()
+
+
+def _message_id(raw: RawMessage, found: Mapping[str, bytes]) -> tuple[str, bool]:
+    native = raw.native_id
+    given = native.encode() if isinstance(native, str) else native
+    given = given or found.get(MESSAGE_ID) or found.get(CLOUD_EVENT_ID)
+    if given:
+        return _bounded(given, MAX_MESSAGE_ID_BYTES), True
+    if raw.position is not None:
+        return _bounded(raw.position.encode(), MAX_MESSAGE_ID_BYTES), True
+    return new_message_id(), False
+
+
+def _content_type(value: bytes | None) -> str | None:
+    if value is None or len(value) > 255:
+        return None
+    text = _text_or_bytes(value)
+    return text if isinstance(text, str) and not has_control_characters(text) else None
+
+
+def _message_time(raw: RawMessage, found: Mapping[str, bytes]) -> datetime:
+    time = parse_time(found[MESSAGE_TIME]) if MESSAGE_TIME in found else None
+    return time or raw.native_time or datetime.now(UTC)
