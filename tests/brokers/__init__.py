@@ -1,0 +1,49 @@
+"""Real servers for the tests, started on demand on this machine.
+
+``server("kafka")`` gives a private one, not started yet; ``find("kafka")`` the one named in
+RMQ_TEST_KAFKA_URL, if any, else the same. No client library is imported before it is needed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from .base import External, NotOurs, Server, ServerFailed, ServerMissing, variable
+from .kafka import Kafka
+from .mariadb import MariaDB
+from .postgresql import PostgreSQL
+from .rabbitmq import RabbitMQ
+from .redis import Redis
+
+__all__ = [
+    "KINDS",
+    "External",
+    "Kafka",
+    "MariaDB",
+    "NotOurs",
+    "PostgreSQL",
+    "RabbitMQ",
+    "Redis",
+    "Server",
+    "ServerFailed",
+    "ServerMissing",
+    "find",
+    "server",
+    "variable",
+]
+
+KINDS: Mapping[str, type[Server]] = {
+    kind.kind: kind for kind in (Kafka, RabbitMQ, Redis, PostgreSQL, MariaDB)
+}
+
+
+def server(kind: str, settings: Mapping[str, str] | None = None) -> Server:
+    """A private server of this kind, not started yet."""
+    return KINDS[kind](settings)
+
+
+def find(kind: str) -> Server:
+    """The server that the environment names for this kind, which wins; else a private one."""
+    url = os.environ.get(variable(kind))
+    return External(kind, url) if url else server(kind)

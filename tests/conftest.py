@@ -1,0 +1,169 @@
+"""Real servers for the tests; CONTRIBUTING.md describes the fixtures."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NoReturn, Protocol
+
+import pytest
+
+from tests.brokers import (
+    RabbitMQ,
+    Redis,
+    Server,
+    ServerMissing,
+    find,
+    server,
+    variable,
+)
+
+
+class OwnServer(Protocol):
+    """What the fixture ``own_server`` gives."""
+
+    def __call__(self, kind: str, settings: Mapping[str, str] | None = None) -> Server:
+        """A started server for this test alone: it may kill it, pause it, restart it."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-brokers",
+        action="store_true",
+        default=bool(os.environ.get("CI")),
+        help="fail, instead of skip, where a server is missing (the default when CI is set)",
+    )
+
+
+def _absent(config: pytest.Config, error: ServerMissing) -> NoReturn:
+    if config.getoption("--require-brokers"):
+        pytest.fail(str(error), pytrace=False)
+    pytest.skip(str(error))
+
+
+def _started(request: pytest.FixtureRequest, kind: str) -> Iterator[Server]:
+    found = find(kind)
+    try:
+        found.start()
+    except ServerMissing as error:
+        _absent(request.config, error)
+    yield found
+    found.stop()
+
+
+# One server of a kind for the whole run, started when the first test asks for it. They are
+# shared: a test that kills or pauses a server takes ``own_server``.
+
+
+@pytest.fixture(scope="session")
+def kafka_server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    yield from _started(request, "kafka")
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    yield from _started(request, "rabbitmq")
+
+
+@pytest.fixture(scope="session")
+def redis_server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    yield from _started(request, "redis")
+
+
+@pytest.fixture(scope="session")
+def postgresql_server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    yield from _started(request, "postgresql")
+
+
+@pytest.fixture(scope="session")
+def mariadb_server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    yield from _started(request, "mariadb")
+
+
+@pytest.fixture
+def own_server(request: pytest.FixtureRequest) -> Iterator[OwnServer]:
+    """Starts servers for this test alone and removes them after it.
+
+    Skips where the environment names an external server of that kind: whoever named it wants the
+    tests to run against it, and it cannot be killed from here.
+    """
+    with ExitStack() as stack:
+
+        def start(kind: str, settings: Mapping[str, str] | None = None) -> Server:
+            if os.environ.get(variable(kind)):
+                pytest.skip(f"needs a {kind} server of its own, but {variable(kind)} is set")
+            try:
+                return stack.enter_context(server(kind, settings))
+            except ServerMissing as error:
+                _absent(request.config, error)
+
+        yield start
+
+
+# Names and places that no other test uses.
+
+
+@pytest.fixture
+def unique(request: pytest.FixtureRequest) -> str:
+    """A name of its own for each test: good as topic, group, prefix and database name."""
+    readable = re.sub(r"[^a-z0-9]+", "_", request.node.name.removeprefix("test_").lower())
+    return f"t_{readable[:24].strip('_')}_{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def kafka_url(kafka_server: Server) -> str:
+    """The shared broker; topics and groups are kept apart by ``unique``."""
+    return kafka_server.url
+
+
+@pytest.fixture
+def rabbitmq_url(rabbitmq_server: Server, unique: str) -> Iterator[str]:
+    """A virtual host of its own on the shared node (an external node is used as it is)."""
+    if not isinstance(rabbitmq_server, RabbitMQ):
+        yield rabbitmq_server.url
+        return
+    yield rabbitmq_server.create_vhost(unique)
+    rabbitmq_server.delete_vhost(unique)
+
+
+@pytest.fixture
+def redis_url(redis_server: Server) -> str:
+    """An empty database on the shared server (an external server is used as it is)."""
+    if not isinstance(redis_server, Redis):
+        return redis_server.url
+    return redis_server.fresh_database()
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: Server, unique: str) -> Iterator[str]:
+    """A fresh database on the shared server."""
+    from tests.brokers.databases import fresh_database
+
+    with fresh_database(postgresql_server.url, unique) as url:
+        yield url
+
+
+@pytest.fixture
+def mariadb_url(mariadb_server: Server, unique: str) -> Iterator[str]:
+    """A fresh database on the shared server."""
+    from tests.brokers.databases import fresh_database
+
+    with fresh_database(mariadb_server.url, unique) as url:
+        yield url
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """A database file that does not exist yet."""
+    return f"sqlite:///{tmp_path / 'store.db'}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+def store_url(request: pytest.FixtureRequest) -> str:
+    """An empty database of each supported kind in turn."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url

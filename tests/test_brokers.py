@@ -1,0 +1,301 @@
+"""The toolkit under tests/brokers keeps its promises; every other test leans on it."""
+
+from __future__ import annotations
+
+import json
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.brokers import (
+    KINDS,
+    External,
+    Kafka,
+    NotOurs,
+    Redis,
+    Server,
+    ServerFailed,
+    ServerMissing,
+    find,
+    server,
+)
+from tests.brokers.guard import family
+from tests.conftest import OwnServer
+
+ROOT = Path(__file__).parent.parent
+
+
+def eventually(condition: Callable[[], bool], timeout: float = 15.0) -> bool:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def lives(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+    except OSError:
+        return False
+    return state != b"Z"
+
+
+# Something durable, written and read by each kind of client.
+
+
+def _sql(url: str, *statements: str) -> list[tuple[Any, ...]]:
+    from sqlalchemy import NullPool, create_engine, text
+
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.begin() as connection:
+        rows: list[tuple[Any, ...]] = []
+        for statement in statements:
+            result = connection.execute(text(statement))
+            rows = [tuple(row) for row in result] if result.returns_rows else []
+    return rows
+
+
+def _write_sql(one: Server) -> None:
+    _sql(one.url, "CREATE TABLE kept (word varchar(20))", "INSERT INTO kept VALUES ('here')")
+
+
+def _read_sql(one: Server) -> str:
+    return str(_sql(one.url, "SELECT word FROM kept")[0][0])
+
+
+def _write_redis(one: Server) -> None:
+    assert isinstance(one, Redis)
+    assert one.command("SET kept here") == "+OK"
+
+
+def _read_redis(one: Server) -> str:
+    assert isinstance(one, Redis)
+    assert one.command("EXISTS kept") == ":1"
+    return {":4": "here"}[one.command("STRLEN kept")]
+
+
+def _write_rabbitmq(one: Server) -> None:
+    import pika
+
+    with pika.BlockingConnection(pika.URLParameters(one.url)) as connection:
+        channel = connection.channel()
+        channel.queue_declare("kept", durable=True, arguments={"x-queue-type": "quorum"})
+        channel.confirm_delivery()
+        channel.basic_publish("", "kept", b"here", mandatory=True)
+
+
+def _read_rabbitmq(one: Server) -> str:
+    import pika
+
+    with pika.BlockingConnection(pika.URLParameters(one.url)) as connection:
+        channel = connection.channel()
+        bodies: list[bytes | None] = []
+
+        def arrived() -> bool:
+            bodies.append(channel.basic_get("kept", auto_ack=True)[2])
+            return bodies[-1] is not None
+
+        assert eventually(arrived)  # a quorum queue elects its leader first
+        return (bodies[-1] or b"").decode()
+
+
+def _write_kafka(one: Server) -> None:
+    from confluent_kafka import Producer
+    from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+
+    assert isinstance(one, Kafka)
+    admin = AdminClient({"bootstrap.servers": one.bootstrap})
+    admin.create_topics([NewTopic("kept", 1, 1)])["kept"].result(10)
+    producer = Producer({"bootstrap.servers": one.bootstrap, "acks": "all"})
+    producer.produce("kept", b"here")
+    assert producer.flush(10) == 0
+
+
+def _read_kafka(one: Server) -> str:
+    from confluent_kafka import Consumer
+
+    assert isinstance(one, Kafka)
+    consumer = Consumer(
+        {"bootstrap.servers": one.bootstrap, "group.id": "g", "auto.offset.reset": "earliest"}
+    )
+    try:
+        consumer.subscribe(["kept"])
+        message = consumer.poll(20)
+        assert message is not None
+        assert message.error() is None
+        return bytes(message.value() or b"").decode()
+    finally:
+        consumer.close()
+
+
+WRITE: dict[str, Callable[[Server], None]] = {
+    "kafka": _write_kafka,
+    "rabbitmq": _write_rabbitmq,
+    "redis": _write_redis,
+    "postgresql": _write_sql,
+    "mariadb": _write_sql,
+}
+READ: dict[str, Callable[[Server], str]] = {
+    "kafka": _read_kafka,
+    "rabbitmq": _read_rabbitmq,
+    "redis": _read_redis,
+    "postgresql": _read_sql,
+    "mariadb": _read_sql,
+}
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_server_comes_back_on_its_port_with_its_data(
+    kind: str, own_server: OwnServer
+) -> None:
+    one = own_server(kind)
+    url = one.url
+    WRITE[kind](one)
+    members = {member for pid in one.pids for member in family(pid)}
+    assert members >= set(one.pids)
+
+    one.kill()
+    assert not one.running
+    assert not [pid for pid in members if lives(pid)]
+
+    one.restart()
+    assert one.url == url
+    assert READ[kind](one) == "here"
+
+    folder = one.folder
+    members = {member for pid in one.pids for member in family(pid)}
+    one.stop()
+    assert not folder.exists()
+    assert not [pid for pid in members if lives(pid)]
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("kind", ["redis", "postgresql"])
+def test_a_paused_server_keeps_connections_and_answers_only_after_resume(
+    kind: str, own_server: OwnServer
+) -> None:
+    one = own_server(kind)
+    one.pause()
+    with socket.create_connection(("127.0.0.1", one.port()), timeout=5) as connection:
+        # Something that each of them answers at once: PING, or a request for encryption.
+        connection.sendall(b"PING\r\n" if kind == "redis" else b"\0\0\0\x08\x04\xd2\x16\x2f")
+        assert not select.select([connection], [], [], 0.3)[0]
+        one.resume()
+        assert select.select([connection], [], [], 10)[0]
+    assert one.running
+    assert one.ready()
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("kind", ["redis", "postgresql", "rabbitmq"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda n: n.name)
+def test_servers_die_with_the_test_run_that_started_them(
+    kind: str, number: signal.Signals, own_server: OwnServer
+) -> None:
+    own_server("redis").stop()  # skips here rather than in the child
+    _skip_unless_present(kind)
+    script = (
+        "import signal, sys; from tests.brokers import server\n"
+        f"one = server({kind!r}).start()\n"
+        "print(one.folder, *one.pids, flush=True)\n"
+        "signal.pause()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout is not None
+        folder, *pids = run.stdout.readline().split()
+        members = {member for pid in pids for member in family(int(pid))}
+        assert members >= {int(pid) for pid in pids}
+        run.send_signal(number)
+        run.wait(10)
+    assert eventually(lambda: not [pid for pid in members if lives(pid)])
+    assert eventually(lambda: not Path(folder).exists())
+
+
+def _skip_unless_present(kind: str) -> None:
+    try:
+        server(kind).check()
+    except ServerMissing as error:
+        pytest.skip(str(error))
+
+
+def test_two_servers_of_a_kind_do_not_meet(own_server: OwnServer) -> None:
+    one, two = own_server("redis"), own_server("redis")
+    assert one.url != two.url
+    WRITE["redis"](one)
+    assert isinstance(two, Redis)
+    assert two.command("EXISTS kept") == ":0"
+
+
+def test_a_server_that_cannot_start_says_why(own_server: OwnServer) -> None:
+    with pytest.raises(ServerFailed, match="no-such-option"):
+        own_server("redis", {"no-such-option": "1"})
+
+
+def test_a_missing_server_names_the_command_that_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(ServerMissing, match=r"apt-get install .* redis-server") as caught:
+        server("redis").start()
+    assert "RMQ_TEST_REDIS_URL" in str(caught.value)
+
+
+def test_a_server_named_in_the_environment_wins_and_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RMQ_TEST_REDIS_URL", "redis://elsewhere:1/2")
+    found = find("redis")
+    assert isinstance(found, External)
+    assert found.start().url == "redis://elsewhere:1/2"
+    with pytest.raises(NotOurs, match="RMQ_TEST_REDIS_URL"):
+        found.kill()
+    found.stop()
+
+
+def test_up_prints_where_the_servers_are_and_removes_them_on_sigterm() -> None:
+    _skip_unless_present("redis")
+    command = [sys.executable, "-m", "tests.brokers", "up", "redis", "--json"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        url = json.loads(run.stdout.readline())["RMQ_TEST_REDIS_URL"]
+        port = int(url.split(":")[2].split("/")[0])
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        run.terminate()
+        assert run.wait(10) == 0
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+
+
+# The fixtures that keep tests apart.
+
+
+def test_each_store_url_is_an_empty_database(store_url: str) -> None:
+    _sql(store_url, "CREATE TABLE only_here (id int)")
+    assert _sql(store_url, "SELECT count(*) FROM only_here") == [(0,)]
+
+
+def test_redis_databases_are_empty_whatever_an_earlier_test_left(redis_server: Server) -> None:
+    if not isinstance(redis_server, Redis):
+        pytest.skip("an external server is used as it is")
+    number = redis_server.fresh_database().rpartition("/")[2]
+    assert redis_server.command(f"SELECT {number}", "SET left over") == "+OK"
+    assert redis_server.command(f"SELECT {number}", "DBSIZE") == ":1"
+    numbers = [redis_server.fresh_database().rpartition("/")[2] for _ in range(511)]
+    assert numbers[-1] == number
+    assert redis_server.command(f"SELECT {number}", "DBSIZE") == ":0"
+
+
+def test_unique_names_fit_topics_groups_and_databases(unique: str) -> None:
+    assert re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", unique)
