@@ -93,18 +93,14 @@ def build_tables(
 
 
 class _Builder:
-    def __init__(
-        self, metadata: MetaData, dialect: str, prefix: str, schema: str | None
-    ) -> None:
+    def __init__(self, metadata: MetaData, dialect: str, prefix: str, schema: str | None) -> None:
         self._metadata = metadata
         self._dialect = dialect
         self._prefix = prefix
         self._schema = schema
 
     def _table(self, name: str, *items: Any) -> Table:
-        return Table(
-            self._prefix + name, self._metadata, *items, schema=self._schema, **_OPTIONS
-        )
+        return Table(self._prefix + name, self._metadata, *items, schema=self._schema, **_OPTIONS)
 
     def _index(self, table: str, name: str, *columns: str) -> Index:
         return Index(f"{self._prefix}{table}_{name}", *columns)

@@ -12,10 +12,13 @@ from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 from typing import Any, ClassVar
 
-from sqlalchemy import ColumnElement, Connection, Engine, Executable, Table
+from sqlalchemy import ColumnElement, Connection, Engine, Insert, Table
 from sqlalchemy.exc import DBAPIError
 
 Row = Mapping[str, Any]
+
+OURS = "reliable_mq_engine"
+"""Key in ``Connection.info`` of a connection whose engine the store made, not the application."""
 
 
 class Trouble(Enum):
@@ -73,8 +76,19 @@ class StoreDialect(ABC):
         """Tell what *error*, raised by a statement or a COMMIT, means for the transaction."""
 
     @abstractmethod
-    def insert_ignoring(self, table: Table) -> Executable:
+    def insert_ignoring(self, table: Table) -> Insert:
         """Return an INSERT that skips rows whose key exists, for executemany with mappings."""
+
+    @abstractmethod
+    def is_missing_table(self, error: DBAPIError) -> bool:
+        """Tell whether *error* says that a table or its schema does not exist."""
+
+    @abstractmethod
+    def changing_schema(self, engine: Engine) -> AbstractContextManager[Connection]:
+        """Return a transaction that one process at a time has, to change the schema in.
+
+        Committed at the end of the block. Others wait for their turn up to a minute.
+        """
 
     def writing(self, engine: Engine) -> AbstractContextManager[None]:
         """Return what to hold around a writing transaction of ours: nothing but on SQLite."""

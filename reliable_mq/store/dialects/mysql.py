@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
-    Executable,
+    Engine,
+    Insert,
     Table,
     insert,
     literal_column,
@@ -17,7 +19,9 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.exc import DBAPIError, InterfaceError
+from typing_extensions import override
 
+from reliable_mq.errors import ConfigurationError
 from reliable_mq.store.dialects.base import Row, StoreDialect, Trouble, driver_error
 
 _LOCK_TIMEOUT = 1205
@@ -36,12 +40,14 @@ class MySQL(StoreDialect):
 
     name = "mysql"
 
+    @override
     def now(self) -> ColumnElement[int]:
         # UTC_TIMESTAMP, because NOW() is in the session's time zone; (6) for microseconds.
         return literal_column(
             "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))", BigInteger
         )
 
+    @override
     def begin(self, connection: Connection, *, idle_timeout: float | None = None) -> None:
         # Under REPEATABLE READ a read that meets the table's end blocks every producer.
         connection.execution_options(isolation_level="READ COMMITTED")
@@ -60,11 +66,13 @@ class MySQL(StoreDialect):
             connection.info[_IDLE_BEFORE] = before.scalar_one()
         connection.exec_driver_sql(f"SET SESSION idle_transaction_timeout = {limit}")
 
+    @override
     def finish(self, connection: Connection) -> None:
         before = connection.info.pop(_IDLE_BEFORE, None)
         if before is not None and not connection.closed and not connection.invalidated:
             connection.exec_driver_sql(f"SET SESSION idle_transaction_timeout = {int(before)}")
 
+    @override
     def claim(
         self, connection: Connection, inbox: Table, rows: Sequence[Row], *, lock_timeout: float
     ) -> set[str]:
@@ -81,18 +89,18 @@ class MySQL(StoreDialect):
             return self._claim_one_by_one(connection, inbox, rows)
 
     @staticmethod
-    def _claim_one_by_one(
-        connection: Connection, inbox: Table, rows: Sequence[Row]
-    ) -> set[str]:
+    def _claim_one_by_one(connection: Connection, inbox: Table, rows: Sequence[Row]) -> set[str]:
         # MySQL has no RETURNING, and the row count of a set does not name the new ones.
         one = insert(inbox).prefix_with("IGNORE")
         return {
             row["message_id"] for row in rows if connection.execute(one, [dict(row)]).rowcount == 1
         }
 
+    @override
     def is_lock_timeout(self, error: DBAPIError) -> bool:
         return _code(error) == _LOCK_TIMEOUT
 
+    @override
     def classify(self, error: BaseException) -> Trouble:
         code = _code(error)
         if code in _BUSY:
@@ -105,7 +113,28 @@ class MySQL(StoreDialect):
             return Trouble.GONE
         return Trouble.GONE if isinstance(error, InterfaceError | OSError) else Trouble.OTHER
 
-    def insert_ignoring(self, table: Table) -> Executable:
+    @override
+    def is_missing_table(self, error: DBAPIError) -> bool:
+        return _code(error) in {1049, 1146}
+
+    @override
+    @contextmanager
+    def changing_schema(self, engine: Engine) -> Iterator[Connection]:
+        # DDL commits by itself here, so the lock must be one of the session.
+        with engine.connect() as connection:
+            lock = text("SELECT GET_LOCK(CONCAT('reliable_mq:', MD5(DATABASE())), 60)")
+            if connection.execute(lock).scalar_one() != 1:
+                raise ConfigurationError("another process has been changing the schema for 60 s")
+            try:
+                yield connection
+                connection.commit()
+            finally:
+                connection.rollback()
+                release = text("DO RELEASE_LOCK(CONCAT('reliable_mq:', MD5(DATABASE())))")
+                connection.execute(release)
+
+    @override
+    def insert_ignoring(self, table: Table) -> Insert:
         return insert(table).prefix_with("IGNORE")
 
 

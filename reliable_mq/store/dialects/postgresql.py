@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, Executable, Table, literal_column, text
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Engine,
+    Insert,
+    Table,
+    literal_column,
+    text,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError, InterfaceError
+from typing_extensions import override
 
 from reliable_mq.store.dialects.base import Row, StoreDialect, Trouble, driver_error
 
@@ -18,9 +29,9 @@ _BUSY = {
 _IDLE = {"25P03", "25P04"}  # idle_in_transaction_session_timeout, transaction_timeout
 _GONE_CLASSES = ("08", "57P")  # connection exceptions, operator intervention
 
-_LIMITS = text(
-    "SELECT set_config('idle_in_transaction_session_timeout', :idle, true)"
-).columns()
+_SCHEMA_LOCK = 7307218391044825458  # any number, the same in every process
+
+_LIMITS = text("SELECT set_config('idle_in_transaction_session_timeout', :idle, true)").columns()
 _LOCK_TIMEOUT = text(
     "SELECT current_setting('lock_timeout'), set_config('lock_timeout', :limit, true)"
 )
@@ -32,12 +43,14 @@ class PostgreSQL(StoreDialect):
 
     name = "postgresql"
 
+    @override
     def now(self) -> ColumnElement[int]:
         # now() is frozen at the transaction's begin.
         return literal_column(
             "CAST(extract(epoch from clock_timestamp()) * 1000000 AS BIGINT)", BigInteger
         )
 
+    @override
     def begin(self, connection: Connection, *, idle_timeout: float | None = None) -> None:
         connection.execution_options(isolation_level="READ COMMITTED")
         connection.begin()
@@ -46,6 +59,7 @@ class PostgreSQL(StoreDialect):
             idle = max(1, round(idle_timeout * 1000))
             connection.execute(_LIMITS, {"idle": str(idle)})
 
+    @override
     def claim(
         self, connection: Connection, inbox: Table, rows: Sequence[Row], *, lock_timeout: float
     ) -> set[str]:
@@ -62,9 +76,11 @@ class PostgreSQL(StoreDialect):
         connection.execute(_RESTORE_LOCK_TIMEOUT, {"limit": before})
         return new
 
+    @override
     def is_lock_timeout(self, error: DBAPIError) -> bool:
         return _sqlstate(error) == "55P03"
 
+    @override
     def classify(self, error: BaseException) -> Trouble:
         state = _sqlstate(error)
         if state in _BUSY:
@@ -79,7 +95,22 @@ class PostgreSQL(StoreDialect):
             return Trouble.GONE
         return _without_state(error)
 
-    def insert_ignoring(self, table: Table) -> Executable:
+    @override
+    def is_missing_table(self, error: DBAPIError) -> bool:
+        return _sqlstate(error) in {"42P01", "3F000"}
+
+    @override
+    @contextmanager
+    def changing_schema(self, engine: Engine) -> Iterator[Connection]:
+        # CREATE TABLE IF NOT EXISTS alone fails with a unique violation when two processes do it.
+        with engine.connect() as connection:
+            self.begin(connection)
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _SCHEMA_LOCK})
+            yield connection
+            connection.commit()
+
+    @override
+    def insert_ignoring(self, table: Table) -> Insert:
         return insert(table).on_conflict_do_nothing()
 
 

@@ -14,13 +14,14 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
-    Executable,
+    Insert,
     Integer,
     Table,
     literal_column,
 )
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError, OperationalError
+from typing_extensions import override
 
 from reliable_mq.store.dialects.base import Row, StoreDialect, Trouble, driver_error
 
@@ -82,12 +83,14 @@ class SQLite(StoreDialect):
     _locks: ClassVar[WeakValueDictionary[str, FairLock]] = WeakValueDictionary()
     _locks_guard: ClassVar[threading.Lock] = threading.Lock()
 
+    @override
     def now(self) -> ColumnElement[int]:
         # julianday is the finest clock older versions have: milliseconds.
         return literal_column(
             "CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000", Integer
         )
 
+    @override
     def begin(self, connection: Connection, *, idle_timeout: float | None = None) -> None:
         # A deferred transaction that turns to writing fails at once (SQLITE_BUSY_SNAPSHOT).
         connection.begin()
@@ -96,6 +99,7 @@ class SQLite(StoreDialect):
             connection.exec_driver_sql("ROLLBACK")
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
+    @override
     def claim(
         self, connection: Connection, inbox: Table, rows: Sequence[Row], *, lock_timeout: float
     ) -> set[str]:
@@ -107,9 +111,11 @@ class SQLite(StoreDialect):
         )
         return set(connection.execute(statement).scalars())
 
+    @override
     def is_lock_timeout(self, error: DBAPIError) -> bool:
         return self.classify(error) is Trouble.BUSY
 
+    @override
     def classify(self, error: BaseException) -> Trouble:
         text = str(driver_error(error))
         if isinstance(error, OperationalError) and text.startswith(_BUSY_TEXTS):
@@ -118,9 +124,23 @@ class SQLite(StoreDialect):
             return Trouble.GONE
         return Trouble.OTHER
 
-    def insert_ignoring(self, table: Table) -> Executable:
+    @override
+    def is_missing_table(self, error: DBAPIError) -> bool:
+        return str(driver_error(error)).startswith("no such table")
+
+    @override
+    @contextmanager
+    def changing_schema(self, engine: Engine) -> Iterator[Connection]:
+        with engine.connect() as connection:
+            self.begin(connection)
+            yield connection
+            connection.commit()
+
+    @override
+    def insert_ignoring(self, table: Table) -> Insert:
         return insert(table).on_conflict_do_nothing()
 
+    @override
     def can_commit(self, connection: Connection) -> bool:
         # "ON CONFLICT ROLLBACK" and a full disk end the transaction without our knowledge.
         return in_transaction(connection)
@@ -134,6 +154,7 @@ class SQLite(StoreDialect):
                 lock = self._locks[name] = FairLock()
             return lock
 
+    @override
     def writing(self, engine: Engine) -> AbstractContextManager[None]:
         return _hold(self.lock_of(engine))
 

@@ -1,0 +1,222 @@
+"""The engines of a store: the application's own, or ones made here, lazily."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from typing import Any
+
+from sqlalchemy import URL, Engine, create_engine, event
+from sqlalchemy.exc import InvalidatePoolError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from reliable_mq.errors import ConfigurationError
+from reliable_mq.redaction import redact_url
+from reliable_mq.store.dialects.base import OURS
+from reliable_mq.store.urls import (
+    Identity,
+    async_url,
+    family_of,
+    identity_of,
+    is_memory,
+    parse_url,
+    require_driver,
+    sync_url,
+)
+
+_POOL_SIZE = 16
+_IDLE_CHECK = 5.0
+"""Seconds after which a pooled connection is asked whether it still lives."""
+
+
+class Engines:
+    """One database, by a sync and an async engine. Thread-safe; no I/O but in the engines' use.
+
+    Given engines stay the application's. What is missing is made at its first use and belongs
+    to this object.
+    """
+
+    def __init__(
+        self,
+        *,
+        database_url: str | None = None,
+        engine: Engine | None = None,
+        async_engine: AsyncEngine | None = None,
+    ) -> None:
+        self._lock = threading.Lock()
+        self._given = engine
+        self._given_async = async_engine
+        self._sync = engine
+        self._async = async_engine
+        self.url = _url_of(database_url, engine, async_engine)
+        self._check()
+        self._memory_thread: int | None = None
+        hidden = engine or (async_engine.sync_engine if async_engine is not None else None)
+        self.identity: Identity = identity_of(self.url, hidden)
+
+    def _check(self) -> None:
+        if self._given is None:
+            if is_memory(self.url):
+                raise ConfigurationError(
+                    f"{redact_url(str(self.url))!r} is SQLite in memory, which each connection "
+                    "has for itself: name a file, for example sqlite:///reliable_mq.db"
+                )
+            require_driver(sync_url(self.url))
+        if self._given is not None and self._given_async is not None:
+            one = identity_of(self._given.url, self._given)
+            other = identity_of(self._given_async.url, self._given_async.sync_engine)
+            if one != other:
+                raise ConfigurationError(
+                    "engine and async_engine are on different databases: "
+                    f"{redact_url(str(self._given.url))!r} and "
+                    f"{redact_url(str(self._given_async.url))!r}"
+                )
+
+    @property
+    def sync(self) -> Engine:
+        """The sync engine; derived from the async one's URL where only that was given."""
+        engine = self._sync
+        if engine is None:
+            with self._lock:
+                if self._sync is None:
+                    self._sync = _create(sync_url(self.url))
+                engine = self._sync
+        elif engine is self._given and is_memory(engine.url):
+            self._keep_to_one_thread()
+        return engine
+
+    def _keep_to_one_thread(self) -> None:
+        me = threading.get_ident()
+        if self._memory_thread is None:
+            self._memory_thread = me
+        elif self._memory_thread != me:
+            raise ConfigurationError(
+                "the engine is SQLite in memory, whose one connection threads cannot share: a "
+                "thread's rollback would undo another's work. Name a file, for example "
+                "sqlite:///reliable_mq.db"
+            )
+
+    @property
+    def asynchronous(self) -> AsyncEngine:
+        """The async engine; derived from the sync one's URL where only that was given."""
+        engine = self._async
+        if engine is None:
+            self.require_async()
+            with self._lock:
+                if self._async is None:
+                    self._async = _create_async(async_url(self.url))
+                engine = self._async
+        return engine
+
+    def require_async(self) -> None:
+        """Raise ``ConfigurationError`` where an async engine is not given and cannot be made.
+
+        Imports the driver, opens nothing.
+        """
+        if self._given_async is not None:
+            return
+        if is_memory(self.url):
+            raise ConfigurationError(
+                "the engine is SQLite in memory, which an async engine cannot reach: name a file"
+            )
+        require_driver(async_url(self.url), asynchronous=True)
+
+    def dispose(self) -> None:
+        """Close the pooled connections of the engines made here. They may be used again.
+
+        Of an async engine only what needs no event loop is released; prefer :meth:`adispose`.
+        """
+        with self._lock:
+            sync, asynchronous = self._sync, self._async
+        if sync is not None and sync is not self._given:
+            sync.dispose()
+        if asynchronous is not None and asynchronous is not self._given_async:
+            asynchronous.sync_engine.dispose(close=False)
+
+    async def adispose(self) -> None:
+        """Close the pooled connections of the engines made here, from the async one's loop."""
+        with self._lock:
+            asynchronous = self._async
+        if asynchronous is not None and asynchronous is not self._given_async:
+            await asynchronous.dispose()
+        self.dispose()
+
+
+def _url_of(text: str | None, engine: Engine | None, async_engine: AsyncEngine | None) -> URL:
+    if engine is not None:
+        url = engine.url
+    elif async_engine is not None:
+        url = async_engine.url
+    elif text is not None:
+        return parse_url(text)
+    else:
+        raise ConfigurationError("a store needs database_url, engine or async_engine")
+    family_of(url)
+    return url
+
+
+def _create(url: URL) -> Engine:
+    engine = create_engine(url, **_options(url))
+    _prepare(engine)
+    return engine
+
+
+def _create_async(url: URL) -> AsyncEngine:
+    engine = create_async_engine(url, **_options(url))
+    _prepare(engine.sync_engine)
+    return engine
+
+
+def _options(url: URL) -> dict[str, Any]:
+    if family_of(url) == "sqlite":
+        # Threads are ours to count; a pool that refuses the 16th would be one more time-out.
+        return {"pool_size": _POOL_SIZE, "max_overflow": -1}
+    # Set once per connection: a statement per transaction would cost every handler a round trip.
+    return {
+        "pool_size": _POOL_SIZE,
+        "max_overflow": -1,
+        "isolation_level": "READ COMMITTED",
+    }
+
+
+def _prepare(engine: Engine) -> None:
+    event.listen(engine, "connect", _mark)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _use_wal)
+        return
+
+    def stamp(connection: Any, record: Any) -> None:
+        record.info["reliable_mq_seen"] = time.monotonic()
+
+    def check(connection: Any, record: Any, proxy: Any) -> None:
+        seen = record.info.get("reliable_mq_seen")
+        if seen is None or time.monotonic() - seen < _IDLE_CHECK:
+            return
+        try:
+            alive = engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise InvalidatePoolError("the database closed an idle connection") from error
+        if not alive:
+            raise InvalidatePoolError("the database closed an idle connection")
+
+    event.listen(engine, "checkin", stamp)
+    event.listen(engine, "checkout", check)
+
+
+def _mark(connection: Any, record: Any) -> None:
+    record.info[OURS] = True
+
+
+def _use_wal(connection: Any, record: Any) -> None:
+    # Lasting, and a matter of a file's first connection. Where the file system cannot do it
+    # SQLite stays with its rollback journal: slower beside readers, and just as safe.
+    cursor = connection.cursor()
+    try:
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.fetchall()
+    except sqlite3.OperationalError:
+        # Somebody writes in the old mode right now; the next connection asks again.
+        return
+    finally:
+        cursor.close()

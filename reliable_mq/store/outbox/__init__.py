@@ -1,0 +1,1 @@
+"""The outbox: messages that a committed transaction wants sent."""
