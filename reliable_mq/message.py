@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Generic, TypeVar, overload
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from reliable_mq.errors import DecodeError
 
@@ -56,16 +57,7 @@ class Message:
 
         Raises :class:`DecodeError`, whose text names the fields at fault and not their values.
         """
-        if type_ is bytes:
-            return self.body
-        if type_ is Message:
-            return self
-        try:
-            return type_adapter(type_).validate_json(self.body)
-        except ValidationError as error:
-            raise DecodeError(_explain(type_, error)) from None
-        except RecursionError:
-            raise DecodeError(f"the body is nested too deeply for {_name(type_)}") from None
+        return body_decoder(type_)(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,16 +117,38 @@ def fingerprint(body: bytes) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _cached_adapter(type_: Any) -> TypeAdapter[Any]:
+def _cached_adapter(type_: Any, shown: str) -> TypeAdapter[Any]:
     return TypeAdapter(type_)
 
 
 def type_adapter(type_: Any) -> TypeAdapter[Any]:
     """Return the (cached where hashable) pydantic adapter of *type_*."""
+    # `str | date` equals `date | str`, but pydantic prefers the one that stands first.
+    shown = "" if isinstance(type_, type) else repr(type_)
     try:
-        return _cached_adapter(type_)
+        return _cached_adapter(type_, shown)
     except TypeError:
         return TypeAdapter(type_)
+
+
+def body_decoder(type_: Any) -> Callable[[Message], Any]:
+    """Return what :meth:`Message.decode` does for *type_*, with everything looked up before."""
+    if type_ is bytes:
+        return lambda message: message.body
+    if type_ is Message:
+        return lambda message: message
+    validate = type_adapter(type_).validator.validate_json
+
+    def decode(message: Message) -> Any:
+        try:
+            return validate(message.body)
+        except ValidationError as error:
+            # Not chained: a traceback with pydantic's error in it would show the body.
+            raise DecodeError(_explain(type_, error)) from None
+        except RecursionError:
+            raise DecodeError(f"the body is nested too deeply for {_name(type_)}") from None
+
+    return decode
 
 
 def _name(type_: Any) -> str:
@@ -143,10 +157,22 @@ def _name(type_: Any) -> str:
 
 def _explain(type_: Any, error: ValidationError) -> str:
     # The offending input stays out: error texts are logged and stored, bodies are not.
-    problems = error.errors(include_url=False, include_context=False, include_input=False)
-    shown = "; ".join(
-        f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}"
-        for problem in problems[:5]
-    )
+    problems = error.errors(include_url=False, include_input=False)
+    shown = "; ".join(f"{_place(problem['loc'])}: {_text(problem)}" for problem in problems[:5])
     more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
     return f"the body is not a valid {_name(type_)}: {shown}{more}"
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    # Names of fields come from the body where it has fields that nobody expects.
+    parts = [str(part)[:64] for part in location[:16]]
+    place = ".".join("".join(c if c.isprintable() else "?" for c in part) for part in parts)
+    return place or "body"
+
+
+def _text(problem: ErrorDetails) -> str:
+    if problem["type"] != "union_tag_invalid":
+        return problem["msg"]
+    # The one text of pydantic's that quotes the body.
+    context = problem["ctx"]
+    return f"{context['discriminator']} is none of the expected {context['expected_tags']}"

@@ -22,13 +22,13 @@ _GROUP = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 def check_topic(name: str) -> str:
     """Return *name*, or raise :class:`ConfigurationError` that says what a topic may be."""
-    if not isinstance(name, str) or name in {".", ".."} or not _TOPIC.fullmatch(name):
+    if not _matches(_TOPIC, name) or name in {".", ".."}:
         raise ConfigurationError(
-            f"topic {name!r} is not valid: use letters, digits, '.', '_' and '-'"
+            f"topic {_shown(name)} is not valid: use letters, digits, '.', '_' and '-'"
         )
     if len(name) > MAX_TOPIC:
         raise ConfigurationError(
-            f"topic {name[:40]!r}... has {len(name)} characters; the limit is {MAX_TOPIC}"
+            f"topic {_shown(name)} has {len(name)} characters; the limit is {MAX_TOPIC}"
         )
     return name
 
@@ -38,12 +38,21 @@ def check_group(name: str) -> str:
 
     A group has no dot, so that names derived from topic and group cannot collide.
     """
-    if not isinstance(name, str) or not _GROUP.fullmatch(name):
+    if not _matches(_GROUP, name):
         raise ConfigurationError(
-            f"group {name!r} is not valid: start with a letter or '_', then letters, digits, "
-            f"'_' and '-', {MAX_GROUP} characters at most"
+            f"group {_shown(name)} is not valid: start with a letter or '_', then letters, "
+            f"digits, '_' and '-', {MAX_GROUP} characters at most"
         )
     return name
+
+
+def _matches(pattern: re.Pattern[str], name: object) -> bool:
+    return isinstance(name, str) and pattern.fullmatch(name) is not None
+
+
+def _shown(name: object) -> str:
+    text = repr(name)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def has_control_characters(text: str) -> bool:

@@ -7,10 +7,16 @@ from collections.abc import Mapping
 
 HIDDEN = "***"
 
-_SECRET_NAME = re.compile(r"pass|secret|token|credential|private|sasl\.jaas|api.?key", re.IGNORECASE)
-# Up to the last '@', whatever a password holds: hiding too much is harmless, too little is not.
-_USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<info>[^\s'\"<>]*)@")
-_QUERY = re.compile(r"(?P<lead>[?&;])(?P<name>[^=&;\s]+)=(?P<value>[^&;\s#]*)")
+_SENSITIVE = r"pass|pwd|secret|token|credential|private|jaas|pem|api.?key|access.?key"
+_SECRET_NAME = re.compile(_SENSITIVE, re.IGNORECASE)
+# The repetitions are bounded: error texts can be long, and the search must stay linear in them.
+_SCHEME = r"[A-Za-z][A-Za-z0-9+.-]{0,30}://"
+_WHOLE_URL = re.compile(_SCHEME)
+_URL_IN_TEXT = re.compile(rf"{_SCHEME}[^\s'\"<>]*")
+_SECRET_PARAMETER = re.compile(
+    rf"(?P<name>[?&;][^=&;?\s]{{0,60}}?(?:{_SENSITIVE})[^=&;?\s]{{0,60}}=)[^&]*", re.IGNORECASE
+)
+_HOST = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::\d+)?")
 
 
 def is_secret(name: str) -> bool:
@@ -21,40 +27,62 @@ def is_secret(name: str) -> bool:
 def redact_url(text: str) -> str:
     """Return *text* with each password in each URL of it replaced, multi-host URLs included.
 
-    User names, hosts, ports and paths stay: without them an error names nothing to mend.
+    User names, hosts, ports and paths stay: without them an error names nothing to mend. A text
+    that begins with a scheme is one URL to its end, whatever characters a password holds; inside
+    a text a URL ends at white space, a quote or an angle bracket. Where a password leaves open
+    what is what, too much is hidden and never too little.
     """
-    shown = _USERINFO.sub(lambda m: m["scheme"] + _hide_passwords(m["info"]) + "@", text)
-    return _QUERY.sub(_hide_query, shown)
+    if _WHOLE_URL.match(text):
+        return _redact_one(text)
+    return _URL_IN_TEXT.sub(lambda match: _redact_one(match[0]), text)
 
 
 def redact_options(options: Mapping[str, object]) -> dict[str, object]:
-    """Return *options* with the value of every secret-looking name replaced."""
-    return {
-        name: HIDDEN
-        if is_secret(name)
-        else redact_options(value)
-        if isinstance(value, Mapping)
-        else redact_url(value)
-        if isinstance(value, str)
-        else value
-        for name, value in options.items()
-    }
+    """Return *options* with the value of every secret-looking name replaced, at any depth."""
+    return {name: redact_option(name, value) for name, value in options.items()}
+
+
+def redact_option(name: str, value: object) -> object:
+    """Return *value* as it may be shown under *name*."""
+    return HIDDEN if is_secret(name) else _redact_value(value)
+
+
+def _redact_value(value: object) -> object:
+    if isinstance(value, str):
+        return redact_url(value)
+    if isinstance(value, Mapping):
+        return {name: redact_option(str(name), item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_redact_value(item) for item in value]
+    return value
+
+
+def _redact_one(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    # Up to the last '@': a password may hold one as it is.
+    userinfo, at, place = rest.rpartition("@")
+    if not at:
+        return f"{scheme}://{_hide_parameters(rest)}"
+    if _SECRET_PARAMETER.search(userinfo):
+        # That '@' may belong to the secret of a parameter, so what follows may as well.
+        return f"{scheme}://{re.split('[:?]', userinfo, maxsplit=1)[0]}{HIDDEN}"
+    return f"{scheme}://{_hide_passwords(userinfo)}@{_hide_parameters(place)}"
+
+
+def _hide_parameters(text: str) -> str:
+    return _SECRET_PARAMETER.sub(lambda match: match["name"] + HIDDEN, text)
 
 
 def _hide_passwords(userinfo: str) -> str:
-    # kafka://u:p@h1:1,u:p@h2 arrives as "u:p@h1:1,u:p": each part but the last ends in a host.
+    # kafka://u:p@h1:1,u:p@h2 arrives as "u:p@h1:1,u:p". Hosts are shown only where each of them
+    # has the same credentials: "a@b,c" may be a password as well.
     *others, last = userinfo.split(",")
-    if all("@" in part for part in others):
-        hosts = [part.rpartition("@") for part in others]
-        return ",".join([f"{_hide_one(user)}@{host}" for user, _, host in hosts] + [_hide_one(last)])
+    shown, lead = _hide_one(last), f"{last}@"
+    if all(p.startswith(lead) and _HOST.fullmatch(p.removeprefix(lead)) for p in others):
+        return "".join(f"{shown}@{p.removeprefix(lead)}," for p in others) + shown
     return _hide_one(userinfo)
 
 
 def _hide_one(credentials: str) -> str:
     user, colon, _ = credentials.partition(":")
     return f"{user}:{HIDDEN}" if colon else credentials
-
-
-def _hide_query(match: re.Match[str]) -> str:
-    value = HIDDEN if is_secret(match["name"]) else match["value"]
-    return f"{match['lead']}{match['name']}={value}"

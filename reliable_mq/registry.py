@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import cast
 
@@ -10,6 +12,7 @@ from reliable_mq.errors import ConfigurationError, MissingExtraError
 from reliable_mq.redaction import redact_url
 
 GROUP = "reliable_mq.adapters"
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 
 _EXTRAS = {
     "kafka": "kafka",
@@ -26,9 +29,11 @@ _EXTRAS = {
 def scheme_of(url: str) -> str:
     """Return the scheme of *url* in lower case; raise ``ConfigurationError`` without one."""
     scheme, separator, _ = url.partition("://")
-    if not separator or not scheme:
+    if not separator or not _SCHEME.fullmatch(scheme):
+        # As if it had one, so that a password is found where only the scheme was forgotten.
+        shown = redact_url(f"x://{url}").removeprefix("x://")
         raise ConfigurationError(
-            f"broker_url {redact_url(url)!r} has no scheme; "
+            f"broker_url {shown!r} has no scheme; "
             "write for example sql:// or kafka://localhost:9092"
         )
     return scheme.lower()
@@ -42,7 +47,7 @@ def open_adapter(url: str, context: AdapterContext) -> Adapter:
     """
     scheme = scheme_of(url)
     factory = _load(_entry_point(scheme), scheme)
-    return cast(Adapter, factory(url, context))
+    return factory(url, context)
 
 
 def _entry_point(scheme: str) -> EntryPoint:
@@ -54,14 +59,13 @@ def _entry_point(scheme: str) -> EntryPoint:
     raise ConfigurationError(f"no adapter for the scheme {scheme}://; installed are: {known}")
 
 
-def _load(entry: EntryPoint, scheme: str):  # type: ignore[no-untyped-def]
+def _load(entry: EntryPoint, scheme: str) -> Callable[[str, AdapterContext], Adapter]:
     try:
-        return entry.load()
+        return cast("Callable[[str, AdapterContext], Adapter]", entry.load())
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get(scheme)
         if extra is None or (error.name or "").startswith("reliable_mq"):
             raise
         raise MissingExtraError(
-            f"{scheme}:// needs the package {error.name!r}: "
-            f"pip install 'reliable-mq[{extra}]'"
+            f"{scheme}:// needs the package {error.name!r}: pip install 'reliable-mq[{extra}]'"
         ) from error

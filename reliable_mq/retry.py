@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from reliable_mq.durations import Duration, seconds
 
 
-class Retry(Exception):  # noqa: N818 - reads as an instruction: raise Retry("busy", after=5)
+class Retry(Exception):
     """Raised by a handler: try this message again later.
 
     Counts as an attempt. *after*, seconds or ``timedelta``, takes the place of the policy's
@@ -29,7 +29,7 @@ class Retry(Exception):  # noqa: N818 - reads as an instruction: raise Retry("bu
         self.after = None if after is None else seconds(after)
 
 
-class Reject(Exception):  # noqa: N818 - reads as an instruction: raise Reject("unknown account")
+class Reject(Exception):
     """Raised by a handler: this message can never succeed. It is a dead letter now."""
 
     def __init__(self, reason: str = "") -> None:
@@ -86,10 +86,10 @@ class RetryPolicy(BaseModel):
 
     @model_validator(mode="after")
     def _delays_fit(self) -> Self:
-        if seconds(self.initial_delay) > seconds(self.max_delay):
+        first, longest = seconds(self.initial_delay), seconds(self.max_delay)
+        if first > longest:
             raise ValueError(
-                f"initial_delay ({self.initial_delay} s) is longer than "
-                f"max_delay ({self.max_delay} s)"
+                f"initial_delay ({first:g} s) is longer than max_delay ({longest:g} s)"
             )
         return self
 
@@ -114,7 +114,7 @@ class RetryPolicy(BaseModel):
 
         *tries* is how many were made in this hand-over, this one included.
         """
-        if isinstance(error, Reject) or isinstance(error, self.reject_on):
+        if isinstance(error, (Reject, *self.reject_on)):
             return GiveUp()
         if attempt >= self.max_attempts:
             return GiveUp()
@@ -129,8 +129,9 @@ class RetryPolicy(BaseModel):
         return seconds(self.max_delay)
 
     def _base_delay(self, attempt: int) -> float:
+        first = seconds(self.initial_delay)
         try:
-            grown = seconds(self.initial_delay) * self.multiplier ** (attempt - 1)
+            grown = first * self.multiplier ** (attempt - 1)
         except OverflowError:
-            return self._cap()
+            return self._cap() if first else 0.0
         return min(self._cap(), grown)

@@ -5,30 +5,42 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import InitErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from reliable_mq.durations import PositiveDuration, seconds
 from reliable_mq.errors import ConfigurationError
 from reliable_mq.names import MAX_GROUP, MAX_TOPIC, check_group, check_topic
-from reliable_mq.redaction import redact_options, redact_url
+from reliable_mq.redaction import redact_option
 from reliable_mq.retry import RetryPolicy
 
 log = logging.getLogger("reliable_mq")
 
 PREFIX = "RELIABLE_MQ_"
 NESTING = "__"
+MAX_DISTANCE = 2
+"""Edits between a variable and a field's name up to which it counts as a typing error."""
+
 _TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 _SCHEMA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _PLACEHOLDER = re.compile(r"\{(topic|group)\}")
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True
+    )
 
 
 class RelaySettings(_Section):
@@ -137,9 +149,39 @@ class Settings(BaseSettings):
 
         def __init__(self, **values: Any) -> None:
             _check_environment(type(self))
-            super().__init__(**values)
+            try:
+                super().__init__(**values)
+            except SettingsError as error:
+                # Not chained: the JSON error in it carries the whole value.
+                raise ConfigurationError(f"{error}: it must be JSON") from None
             # Here, not in a validator: pydantic would wrap the error into its own.
             self._check_together()
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            try:
+                super().__setattr__(name, value)
+            except ValidationError as error:
+                # The error for a frozen instance, alone of all, shows the value regardless.
+                raise _without_input(error) from None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return pydantic's sources, the environment without the variables warned about.
+
+        A variable that a later version will know must not stop this one.
+        """
+        if isinstance(env_settings, EnvSettingsSource):
+            variables = env_settings.env_vars
+            ignored = set(_unknown_variables(cls, variables))
+            env_settings.env_vars = {n: v for n, v in variables.items() if n not in ignored}
+        return init_settings, env_settings, dotenv_settings, file_secret_settings
 
     @field_validator("group")
     @classmethod
@@ -179,35 +221,70 @@ class Settings(BaseSettings):
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
-            if isinstance(value, str):
-                yield name, redact_url(value)
-            elif isinstance(value, Mapping):
-                yield name, redact_options(value)
-            else:
-                yield name, value
+            yield name, redact_option(name or "", value)
 
     __str__ = BaseModel.__repr__
 
     def replace(self, **changes: Any) -> Self:
-        """Return a copy with *changes*, checked as a whole again."""
-        kept = {name: getattr(self, name) for name in self.model_fields_set}
-        return type(self)(**{**kept, **changes})
+        """Return a copy with *changes*, checked as a whole again; the environment is not read."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        copy = type(self).__new__(type(self))
+        BaseModel.__init__(copy, **{**values, **changes})
+        object.__setattr__(copy, "__pydantic_fields_set__", self.model_fields_set | set(changes))
+        copy._check_together()
+        return copy
+
+
+def _without_input(error: ValidationError) -> ValidationError:
+    lines = [
+        InitErrorDetails(type=problem["type"], loc=problem["loc"], input=None)
+        for problem in error.errors(include_input=False)
+    ]
+    return ValidationError.from_exception_data(error.title, lines, hide_input=True)
 
 
 # --- typing errors in the environment ----------------------------------------------------------
 
 
 def _check_environment(cls: type[Settings]) -> None:
-    prefix = str(cls.model_config.get("env_prefix", PREFIX)).upper()
-    known = {prefix + name for name in _variables(cls)}
-    others = _prefixes_of_subclasses(prefix)
-    for name in sorted(os.environ):
-        upper = name.upper()
-        if not upper.startswith(prefix) or _is_known(upper, known):
-            continue
-        if any(upper.startswith(other) for other in others):
-            continue
-        _complain(upper, known)
+    for name in _unknown_variables(cls, os.environ):
+        _complain(name.upper(), _known_variables(cls))
+
+
+def _unknown_variables(cls: type[Settings], environment: Iterable[str]) -> list[str]:
+    """Return the variables that bear the prefix of *cls* and mean nothing to any settings."""
+    prefix = _prefix(cls)
+    if not prefix:
+        return []  # nothing tells a typing error from the rest of the environment
+    known = _known_variables(cls)
+    elsewhere = tuple(
+        {_prefix(other) for other in _family() if _prefix(other).startswith(prefix)} - {prefix}
+    )
+    return [
+        name
+        for name in sorted(environment)
+        if name.upper().startswith(prefix)
+        and name.upper() not in known
+        and not name.upper().startswith((*elsewhere, f"{prefix}CLIENT_OPTIONS{NESTING}"))
+    ]
+
+
+def _known_variables(cls: type[Settings]) -> frozenset[str]:
+    prefix = _prefix(cls)
+    same = [cls, *(other for other in _family() if _prefix(other) == prefix)]
+    return frozenset(prefix + name for each in same for name in _variables(each))
+
+
+def _prefix(cls: type[Settings]) -> str:
+    return str(cls.model_config.get("env_prefix", PREFIX)).upper()
+
+
+def _family() -> Iterator[type[Settings]]:
+    pending = [Settings]
+    while pending:
+        cls = pending.pop()
+        yield cls
+        pending.extend(cls.__subclasses__())
 
 
 def _variables(model: type[BaseModel], lead: str = "") -> Iterator[str]:
@@ -218,37 +295,23 @@ def _variables(model: type[BaseModel], lead: str = "") -> Iterator[str]:
             yield from _variables(annotation, lead + name.upper() + NESTING)
 
 
-def _is_known(name: str, known: Iterable[str]) -> bool:
-    options = f"{PREFIX}CLIENT_OPTIONS{NESTING}"
-    return name in set(known) or name.startswith(options)
-
-
-def _prefixes_of_subclasses(own: str) -> set[str]:
-    found: set[str] = set()
-    pending = list(Settings.__subclasses__())
-    while pending:
-        cls = pending.pop()
-        found.add(str(cls.model_config.get("env_prefix", PREFIX)).upper())
-        pending.extend(cls.__subclasses__())
-    return {prefix for prefix in found if prefix.startswith(own) and prefix != own}
-
-
 def _complain(name: str, known: Iterable[str]) -> None:
     near = min(known, key=lambda candidate: (_distance(name, candidate), candidate))
-    if _distance(name, near) <= 2:
+    if _distance(name, near) <= MAX_DISTANCE:
         raise ConfigurationError(f"unknown environment variable {name}: did you mean {near}?")
     log.warning("environment variable %s sets nothing", name)
 
 
 def _distance(one: str, other: str) -> int:
     """Return the Levenshtein distance, cut off above what counts as a typing error."""
-    if abs(len(one) - len(other)) > 2:
-        return 3
+    if abs(len(one) - len(other)) > MAX_DISTANCE:
+        return MAX_DISTANCE + 1
     row = list(range(len(other) + 1))
     for i, left in enumerate(one, 1):
         diagonal, row[0] = row[0], i
         for j, right in enumerate(other, 1):
-            diagonal, row[j] = row[j], min(
-                row[j] + 1, row[j - 1] + 1, diagonal + (left != right)
+            diagonal, row[j] = (
+                row[j],
+                min(row[j] + 1, row[j - 1] + 1, diagonal + (left != right)),
             )
     return row[-1]

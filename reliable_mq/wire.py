@@ -38,6 +38,11 @@ TRUNCATED = "reliable-mq-truncated"
 _OWN_NAMES = frozenset({MESSAGE_ID, MESSAGE_TIME, MESSAGE_KEY, CONTENT_TYPE, BODY, TRACEPARENT})
 _READ_NAMES = frozenset({MESSAGE_ID, MESSAGE_TIME, MESSAGE_KEY, CONTENT_TYPE})
 
+MAX_CONTENT_TYPE_BYTES = 255
+# What every database and broker can store; a time outside is not believed.
+_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+_LATEST = datetime(9999, 1, 1, tzinfo=UTC)
+
 RawHeaders = Sequence[tuple[str, bytes]]
 
 
@@ -129,26 +134,25 @@ class Limits:
 def decode(raw: RawMessage, limits: Limits) -> Decoded:
     """Return the message of *raw*. Never raises, whatever the bytes are."""
     fault = _fault(raw, limits)
-    found: dict[str, bytes] = {}
-    headers: dict[str, HeaderValue] = {}
-    for name, value in raw.headers[: limits.header_count] if fault else raw.headers:
-        if name in _READ_NAMES or name == CLOUD_EVENT_ID:
-            found[name] = value
-        if name not in _READ_NAMES:
-            headers[name] = _text_or_bytes(value)
+    found = {name: value for name, value in raw.headers if name in _READ_NAMES | {CLOUD_EVENT_ID}}
+    pairs = raw.headers[: limits.header_count] if fault else raw.headers
     id_, stable = _message_id(raw, found)
     key = raw.key if raw.key is not None else found.get(MESSAGE_KEY)
-    content_type = raw.native_content_type or _content_type(found.get(CONTENT_TYPE))
     message = Message(
         id=id_,
         topic=raw.topic,
         key=_bounded(key, MAX_KEY_BYTES) if key else None,
         body=raw.body,
-        headers=MappingProxyType(headers),
-        content_type=content_type,
+        headers=MappingProxyType(application_headers(pairs)),
+        content_type=_content_type(raw, found),
         time=_message_time(raw, found),
     )
     return Decoded(message, fault, stable)
+
+
+def application_headers(pairs: RawHeaders) -> dict[str, HeaderValue]:
+    """Return the headers a handler sees: text where it is UTF-8, of duplicate names the last."""
+    return {name: _text_or_bytes(value) for name, value in pairs if name not in _READ_NAMES}
 
 
 def _fault(raw: RawMessage, limits: Limits) -> str | None:
@@ -181,23 +185,32 @@ def _bounded(value: bytes, limit: int) -> str:
 
 
 def _message_id(raw: RawMessage, found: Mapping[str, bytes]) -> tuple[str, bool]:
-    native = raw.native_id
-    given = native.encode() if isinstance(native, str) else native
-    given = given or found.get(MESSAGE_ID) or found.get(CLOUD_EVENT_ID)
+    given = _bytes(raw.native_id) or found.get(MESSAGE_ID) or found.get(CLOUD_EVENT_ID)
+    given = given or _bytes(raw.position)
     if given:
         return _bounded(given, MAX_MESSAGE_ID_BYTES), True
-    if raw.position is not None:
-        return _bounded(raw.position.encode(), MAX_MESSAGE_ID_BYTES), True
     return new_message_id(), False
 
 
-def _content_type(value: bytes | None) -> str | None:
-    if value is None or len(value) > 255:
+def _bytes(value: str | bytes | None) -> bytes | None:
+    # A client may hand over text it could not decode, with lone surrogates in it.
+    return value.encode(errors="surrogatepass") if isinstance(value, str) else value
+
+
+def _content_type(raw: RawMessage, found: Mapping[str, bytes]) -> str | None:
+    value = _bytes(raw.native_content_type) or found.get(CONTENT_TYPE)
+    if not value or len(value) > MAX_CONTENT_TYPE_BYTES:
         return None
     text = _text_or_bytes(value)
     return text if isinstance(text, str) and not has_control_characters(text) else None
 
 
 def _message_time(raw: RawMessage, found: Mapping[str, bytes]) -> datetime:
-    time = parse_time(found[MESSAGE_TIME]) if MESSAGE_TIME in found else None
-    return time or raw.native_time or datetime.now(UTC)
+    for time in (parse_time(found.get(MESSAGE_TIME, b"")), raw.native_time):
+        if time is not None and _EARLIEST <= _aware(time) < _LATEST:
+            return _aware(time).astimezone(UTC)
+    return datetime.now(UTC)
+
+
+def _aware(time: datetime) -> datetime:
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
