@@ -134,11 +134,15 @@ class ContractBase:
     Required: the fixture ``adapter``, an open adapter on a broker where the suite may make
     topics; make it with ``context()``, so that it sees what the suite declares. Optional hooks:
     the fixtures ``url``, ``database_url``, ``client_options``, ``broker``,
-    ``bad_credentials_url`` and ``foreign``, and the attributes ``lease`` and ``short_lease``.
+    ``bad_credentials_url`` and ``foreign``, and the attributes ``lease``, ``short_lease`` and
+    ``quiet``.
     """
 
     lease: ClassVar[float] = 10.0
     """Seconds of ``AdapterContext.lease`` where nobody is meant to lose anything."""
+
+    quiet: ClassVar[float] = 1.0
+    """Seconds without a delivery after which the suite believes that no more will come."""
 
     short_lease: ClassVar[float] = 2.0
     """The same where a killed or stopped member is to be replaced soon."""
@@ -267,7 +271,8 @@ class ContractBase:
             prefetch: int = 500,
             adapter: Adapter = adapter,
         ) -> Reader:
-            opened = Reader(adapter.subscribe(topics, group, prefetch=prefetch, ordered=ordered))
+            subscription = adapter.subscribe(topics, group, prefetch=prefetch, ordered=ordered)
+            opened = Reader(subscription, quiet=self.quiet)
             resources.callback(opened.close)
             return opened
 

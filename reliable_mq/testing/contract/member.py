@@ -111,7 +111,7 @@ class Member:
 
     def _serve(self, command: str | None) -> None:
         if command == "ack":
-            self._reader.ack(list(self._reader.received))
+            self._reader.ack_and_flush(list(self._reader.received))
             self._history.write("ack", count=len(self._reader.received))
         lost = len(self._reader.lost)
         deliveries = self._reader.step()
@@ -134,7 +134,7 @@ class Member:
     def _ack_first(self, deliveries: list[Received]) -> None:
         done = deliveries[: self._left_to_ack]
         if done:
-            self._reader.ack(done)
+            self._reader.ack_and_flush(done)
             self._left_to_ack -= len(done)
             self._history.write("ack", count=len(done))
 

@@ -44,6 +44,13 @@ class MemberProcess:
         """Wait until it has received *count* different messages; return the deliveries."""
         return self._wait(lambda: self._enough(count), f"{count} messages at the member process")
 
+    def wait_for_acks(self, count: int) -> None:
+        """Wait until it has acknowledged *count* deliveries, durably."""
+        self._wait(
+            lambda: sum(event["count"] for event in self.events("ack")) >= count,
+            f"{count} acks of the member process",
+        )
+
     def command(self, text: str, answer: str, *, meanwhile: Callable[[], object]) -> None:
         """Send a command and wait for the event that answers it."""
         before = len(self.events(answer))

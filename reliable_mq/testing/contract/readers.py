@@ -17,8 +17,9 @@ class Reader:
     acknowledged nor released nor lost.
     """
 
-    def __init__(self, subscription: Subscription) -> None:
+    def __init__(self, subscription: Subscription, *, quiet: float = 1.0) -> None:
         self.subscription = subscription
+        self._quiet = quiet
         self.received: list[Received] = []
         self.held: list[Received] = []
         self.lost: list[Lost] = []
@@ -64,22 +65,27 @@ class Reader:
                 self.step(limit=count - len(taken))
 
     def take_only(self, count: int) -> list[Received]:
-        """Return the next *count* deliveries and check that no more come for a second."""
+        """Return the next *count* deliveries and check that no more come."""
         taken = self.take(count)
         self.assert_nothing_more()
         return taken
 
-    def assert_nothing_more(self, seconds: float = 1.0) -> None:
+    def assert_nothing_more(self) -> None:
         """Check that nothing is delivered for a while."""
-        deadline = Deadline(seconds)
+        deadline = Deadline(self._quiet)
         while not deadline.passed:
-            surplus = self.step()
+            surplus = self.step(timeout=min(0.2, self._quiet))
             assert not surplus, f"{len(surplus)} deliveries nobody expected"
 
     def ack(self, deliveries: Sequence[Received]) -> None:
         """Acknowledge."""
         self.subscription.ack(deliveries)
         self._forget(deliveries)
+
+    def ack_and_flush(self, deliveries: Sequence[Received]) -> None:
+        """Acknowledge, and return once the broker has it durably."""
+        self.ack(deliveries)
+        self.subscription.flush()
 
     def release(self, deliveries: Sequence[Received]) -> None:
         """Hand back; what else goes back with it is forgotten when it is reported lost."""
