@@ -1,7 +1,12 @@
 """What the databases do differently, behind one small interface.
 
 All statements run on the caller's plain ``Connection``, inside its transaction. Nothing here
-commits. Errors pass through unwrapped; :meth:`StoreDialect.classify` tells what they mean.
+commits, but for :meth:`StoreDialect.changing_schema`. Errors pass through unwrapped;
+:meth:`StoreDialect.classify` tells what they mean.
+
+The connection may belong to an async engine. Then the methods that execute something are to be
+called inside SQLAlchemy's greenlet bridge (``AsyncConnection.run_sync``, ``greenlet_spawn``), and
+await there instead of blocking.
 """
 
 from __future__ import annotations
@@ -35,7 +40,7 @@ class Trouble(Enum):
 
 
 class StoreDialect(ABC):
-    """One kind of database. Stateless and thread-safe but for what a subclass says."""
+    """One kind of database. Thread-safe."""
 
     name: ClassVar[str]
     skip_locked: ClassVar[bool] = True
@@ -52,8 +57,17 @@ class StoreDialect(ABC):
         """Begin a transaction of our own on a *connection* that is in none: READ COMMITTED.
 
         The database ends it after *idle_timeout* seconds of silence where it can. On SQLite it
-        takes the write lock at once, waiting as long as the connection's own busy time-out says.
+        takes the write lock at once, waiting as long as the connection's own busy time-out says;
+        an error then is :attr:`Trouble.BUSY`, and the connection is in no transaction.
         """
+
+    def join(self, connection: Connection) -> None:
+        """Make a transaction that was just begun on *connection* fit for the application's use.
+
+        No statement ran in it yet. On SQLite it takes the write lock as :meth:`begin` does;
+        elsewhere a limit that :meth:`begin` left on one of our own connections is lifted.
+        """
+        return
 
     @abstractmethod
     def claim(
@@ -61,10 +75,10 @@ class StoreDialect(ABC):
     ) -> set[str]:
         """Insert inbox *rows* that are new and return the ``message_id`` of those.
 
-        The rows are of one group and topic, without repetition, sorted by message id. A row that
-        another transaction is inserting is waited for up to *lock_timeout* seconds; then the
-        error is one that :meth:`is_lock_timeout` recognises, and the transaction must be rolled
-        back.
+        The rows are of one group and topic, without repetition, sorted by message id; where a
+        column holds a SQL expression or NULL it does so in all of them. A row that another
+        transaction is inserting is waited for up to *lock_timeout* seconds; then the error is
+        one that :meth:`is_lock_timeout` recognises, and the transaction must be rolled back.
         """
 
     @abstractmethod
@@ -91,7 +105,11 @@ class StoreDialect(ABC):
         """
 
     def writing(self, engine: Engine) -> AbstractContextManager[None]:
-        """Return what to hold around a writing transaction of ours: nothing but on SQLite."""
+        """Return what to hold around a writing transaction of ours: nothing but on SQLite.
+
+        There it is the process's fair queue for the database file. With an async *engine* it is
+        to be entered inside the greenlet bridge and awaits its turn.
+        """
         return nullcontext()
 
     def can_commit(self, connection: Connection) -> bool:
@@ -106,3 +124,8 @@ class StoreDialect(ABC):
 def driver_error(error: BaseException) -> BaseException | None:
     """Return the driver's own exception behind SQLAlchemy's, or the error itself."""
     return error.orig if isinstance(error, DBAPIError) else error
+
+
+def is_ours(connection: Connection) -> bool:
+    """Tell whether the store made the engine of *connection*, READ COMMITTED from the start."""
+    return OURS in connection.info

@@ -15,14 +15,17 @@ from sqlalchemy import (
     Table,
     insert,
     literal_column,
-    select,
     text,
 )
 from sqlalchemy.exc import DBAPIError, InterfaceError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.visitors import InternalTraversal
 from typing_extensions import override
 
 from reliable_mq.errors import ConfigurationError
-from reliable_mq.store.dialects.base import Row, StoreDialect, Trouble, driver_error
+from reliable_mq.store.dialects.base import Row, StoreDialect, Trouble, driver_error, is_ours
+from reliable_mq.store.dialects.claims import Expressions, Statements, parameters
 
 _LOCK_TIMEOUT = 1205
 _BUSY = {
@@ -31,8 +34,16 @@ _BUSY = {
     1020,  # record has changed since last read (snapshot isolation, MariaDB 11.6.2 and later)
 }
 _IDLE = {1927, 4031}  # connection was killed (idle_transaction_timeout); disconnected by inactivity
-_GONE = {1053, 1152, 1158, 1159, 1160, 1161, 1184, 2002, 2003, 2006, 2013, 2055}
-_IDLE_BEFORE = "reliable_mq_idle_before"
+_GONE = {1040, 1053, 1152, 1158, 1159, 1160, 1161, 1184, 2002, 2003, 2006, 2013, 2055}
+_MISSING = {1049, 1146}  # unknown database, no such table
+_LIMIT = "reliable_mq_idle_limit"
+_LIMIT_BEFORE = "reliable_mq_idle_before"
+_LOCK_WAIT_BEFORE = "reliable_mq_lock_wait_before"
+
+# UTC_TIMESTAMP, because NOW() is in the session's time zone; (6) for microseconds.
+_NOW: ColumnElement[int] = literal_column(
+    "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))", BigInteger
+)
 
 
 class MySQL(StoreDialect):
@@ -40,61 +51,64 @@ class MySQL(StoreDialect):
 
     name = "mysql"
 
+    def __init__(self) -> None:
+        self._claims: dict[int | None, Statements[Insert]] = {}
+
     @override
     def now(self) -> ColumnElement[int]:
-        # UTC_TIMESTAMP, because NOW() is in the session's time zone; (6) for microseconds.
-        return literal_column(
-            "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))", BigInteger
-        )
+        return _NOW
 
     @override
     def begin(self, connection: Connection, *, idle_timeout: float | None = None) -> None:
-        # Under REPEATABLE READ a read that meets the table's end blocks every producer.
-        connection.execution_options(isolation_level="READ COMMITTED")
-        if idle_timeout is not None and _is_mariadb(connection):
-            self._limit_idling(connection, idle_timeout)
-        else:
+        limit = None if idle_timeout is None else max(1, round(idle_timeout))
+        if is_ours(connection):
             connection.begin()
+            _limit_idling(connection, limit)
+        else:
+            _begin_read_committed(connection, limit)
 
-    @staticmethod
-    def _limit_idling(connection: Connection, idle_timeout: float) -> None:
-        connection.begin()
-        limit = max(1, round(idle_timeout))
-        known = connection.info.get(_IDLE_BEFORE)
-        if known is None:
-            before = connection.exec_driver_sql("SELECT @@session.idle_transaction_timeout")
-            connection.info[_IDLE_BEFORE] = before.scalar_one()
-        connection.exec_driver_sql(f"SET SESSION idle_transaction_timeout = {limit}")
+    @override
+    def join(self, connection: Connection) -> None:
+        _limit_idling(connection, None)
 
     @override
     def finish(self, connection: Connection) -> None:
-        before = connection.info.pop(_IDLE_BEFORE, None)
-        if before is not None and not connection.closed and not connection.invalidated:
-            connection.exec_driver_sql(f"SET SESSION idle_transaction_timeout = {int(before)}")
+        if not is_ours(connection) and not connection.closed and not connection.invalidated:
+            _limit_idling(connection, None)
 
     @override
     def claim(
         self, connection: Connection, inbox: Table, rows: Sequence[Row], *, lock_timeout: float
     ) -> set[str]:
         # INSERT IGNORE would cut what is too long; every value was checked for length before.
-        statement = insert(inbox).prefix_with("IGNORE").values([dict(row) for row in rows])
-        limit = max(1, round(lock_timeout))
-        with _lock_wait(connection, limit):
-            if len(rows) == 1:
-                inserted = connection.execute(statement).rowcount
-                return {rows[0]["message_id"]} if inserted == 1 else set()
-            if _is_mariadb(connection):
-                returning = statement.returning(inbox.c.message_id)
-                return set(connection.execute(returning).scalars())
-            return self._claim_one_by_one(connection, inbox, rows)
+        seconds = max(1, round(lock_timeout))
+        if _is_mariadb(connection):
+            return self._claim_all(
+                connection, self._statement(seconds, inbox, rows[0]), inbox, rows
+            )
+        with _lock_wait(connection, seconds):
+            return _claim_one_by_one(connection, self._statement(None, inbox, rows[0]), rows)
 
     @staticmethod
-    def _claim_one_by_one(connection: Connection, inbox: Table, rows: Sequence[Row]) -> set[str]:
-        # MySQL has no RETURNING, and the row count of a set does not name the new ones.
-        one = insert(inbox).prefix_with("IGNORE")
-        return {
-            row["message_id"] for row in rows if connection.execute(one, [dict(row)]).rowcount == 1
-        }
+    def _claim_all(
+        connection: Connection, statement: Insert, inbox: Table, rows: Sequence[Row]
+    ) -> set[str]:
+        if len(rows) == 1:
+            return _claim_one_by_one(connection, statement, rows)
+        new = connection.execute(
+            statement.returning(inbox.c.message_id), [parameters(row) for row in rows]
+        )
+        return set(new.scalars())
+
+    def _statement(self, lock_wait: int | None, inbox: Table, row: Row) -> Insert:
+        statements = self._claims.get(lock_wait)
+        if statements is None:
+
+            def build(table: Table, expressions: Expressions) -> Insert:
+                return _insert_ignoring(table, lock_wait).values(expressions)
+
+            statements = self._claims.setdefault(lock_wait, Statements(build))
+        return statements.of(inbox, row)
 
     @override
     def is_lock_timeout(self, error: DBAPIError) -> bool:
@@ -115,14 +129,15 @@ class MySQL(StoreDialect):
 
     @override
     def is_missing_table(self, error: DBAPIError) -> bool:
-        return _code(error) in {1049, 1146}
+        return _code(error) in _MISSING
 
     @override
     @contextmanager
     def changing_schema(self, engine: Engine) -> Iterator[Connection]:
         # DDL commits by itself here, so the lock must be one of the session.
+        lock = text("SELECT GET_LOCK(CONCAT('reliable_mq:', MD5(DATABASE())), 60)")
+        release = text("DO RELEASE_LOCK(CONCAT('reliable_mq:', MD5(DATABASE())))")
         with engine.connect() as connection:
-            lock = text("SELECT GET_LOCK(CONCAT('reliable_mq:', MD5(DATABASE())), 60)")
             if connection.execute(lock).scalar_one() != 1:
                 raise ConfigurationError("another process has been changing the schema for 60 s")
             try:
@@ -130,7 +145,6 @@ class MySQL(StoreDialect):
                 connection.commit()
             finally:
                 connection.rollback()
-                release = text("DO RELEASE_LOCK(CONCAT('reliable_mq:', MD5(DATABASE())))")
                 connection.execute(release)
 
     @override
@@ -138,27 +152,93 @@ class MySQL(StoreDialect):
         return insert(table).prefix_with("IGNORE")
 
 
-class _lock_wait:  # noqa: N801 - used as a function
+# --- the transaction's limits -----------------------------------------------------------------
+
+
+def _begin_read_committed(connection: Connection, limit: int | None) -> None:
+    # Under REPEATABLE READ a read that meets the table's end blocks every producer.
+    if connection.get_execution_options().get("isolation_level") or _connects_autocommit(
+        connection
+    ):
+        connection.execution_options(isolation_level="READ COMMITTED")
+        connection.begin()
+        _limit_idling(connection, limit)
+        return
+    connection.begin()
+    _limit_idling(connection, limit)
+    # For the next transaction only, which has not begun: one statement, nothing to put back.
+    connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+
+
+def _connects_autocommit(connection: Connection) -> bool:
+    level = getattr(connection.engine.dialect, "_on_connect_isolation_level", None)
+    return bool(level == "AUTOCOMMIT")
+
+
+def _limit_idling(connection: Connection, limit: int | None) -> None:
+    """Let the server end transactions that are silent for *limit* seconds; None: as it was."""
+    if limit == connection.info.get(_LIMIT) or not _is_mariadb(connection):
+        return
+    before = connection.info.get(_LIMIT_BEFORE)
+    if before is None:
+        asked = connection.exec_driver_sql("SELECT @@session.idle_transaction_timeout")
+        before = connection.info[_LIMIT_BEFORE] = int(asked.scalar_one())
+    wanted = before if limit is None else limit
+    connection.exec_driver_sql(f"SET SESSION idle_transaction_timeout = {wanted}")
+    connection.info[_LIMIT] = limit
+
+
+# --- claims -------------------------------------------------------------------------------------
+
+
+class _BoundedInsert(Insert):
+    """An INSERT that waits for row locks for so many seconds (MariaDB's SET STATEMENT)."""
+
+    inherit_cache = False
+    _traverse_internals = [  # noqa: RUF012 - as SQLAlchemy's own statements have it
+        *Insert._traverse_internals,
+        ("lock_wait", InternalTraversal.dp_plain_obj),
+    ]
+
+    def __init__(self, table: Table, lock_wait: int) -> None:
+        super().__init__(table)
+        self.lock_wait = lock_wait
+
+
+@compiles(_BoundedInsert)
+def _compile_bounded(element: _BoundedInsert, compiler: SQLCompiler, **options: Any) -> str:
+    bare: str = compiler.visit_insert(element, **options)  # type: ignore[no-untyped-call]
+    return f"SET STATEMENT innodb_lock_wait_timeout={element.lock_wait:d} FOR {bare}"
+
+
+def _insert_ignoring(table: Table, lock_wait: int | None) -> Insert:
+    bare = insert(table) if lock_wait is None else _BoundedInsert(table, lock_wait)
+    return bare.prefix_with("IGNORE")
+
+
+def _claim_one_by_one(connection: Connection, statement: Insert, rows: Sequence[Row]) -> set[str]:
+    # MySQL has no RETURNING, and the row count of a set does not name the new ones.
+    return {
+        row["message_id"]
+        for row in rows
+        if connection.execute(statement, parameters(row)).rowcount == 1
+    }
+
+
+@contextmanager
+def _lock_wait(connection: Connection, seconds: int) -> Iterator[None]:
     """Bound the wait for row locks inside the block, and only there."""
-
-    def __init__(self, connection: Connection, seconds: int) -> None:
-        self._connection = connection
-        self._seconds = seconds
-        self._before: Any = None
-
-    def __enter__(self) -> None:
-        self._before = self._connection.scalar(
-            select(literal_column("@@session.innodb_lock_wait_timeout"))
-        )
-        self._set(self._seconds)
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
+    before = connection.info.get(_LOCK_WAIT_BEFORE)
+    if before is None:
+        asked = connection.exec_driver_sql("SELECT @@session.innodb_lock_wait_timeout")
+        before = connection.info[_LOCK_WAIT_BEFORE] = int(asked.scalar_one())
+    connection.exec_driver_sql(f"SET SESSION innodb_lock_wait_timeout = {seconds}")
+    try:
+        yield
+    finally:
         # After a lock time-out the session lives on (only the statement was undone).
-        if error is None or (isinstance(error, DBAPIError) and not error.connection_invalidated):
-            self._set(self._before)
-
-    def _set(self, seconds: int) -> None:
-        self._connection.execute(text(f"SET SESSION innodb_lock_wait_timeout = {int(seconds)}"))
+        if not connection.closed and not connection.invalidated:
+            connection.exec_driver_sql(f"SET SESSION innodb_lock_wait_timeout = {before}")
 
 
 def _is_mariadb(connection: Connection) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -11,15 +12,25 @@ from sqlalchemy import (
     Connection,
     Engine,
     Insert,
+    LargeBinary,
+    Select,
+    String,
     Table,
+    bindparam,
+    column,
+    func,
+    literal,
     literal_column,
+    null,
+    select,
     text,
 )
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.exc import DBAPIError, InterfaceError
 from typing_extensions import override
 
-from reliable_mq.store.dialects.base import Row, StoreDialect, Trouble, driver_error
+from reliable_mq.store.dialects.base import Row, StoreDialect, Trouble, driver_error, is_ours
+from reliable_mq.store.dialects.claims import Expressions, Statements
 
 _BUSY = {
     "40001",  # serialization_failure
@@ -27,15 +38,17 @@ _BUSY = {
     "55P03",  # lock_not_available
 }
 _IDLE = {"25P03", "25P04"}  # idle_in_transaction_session_timeout, transaction_timeout
+_GONE = {"53300"}  # too_many_connections
 _GONE_CLASSES = ("08", "57P")  # connection exceptions, operator intervention
+_MISSING = {"42P01", "3F000"}  # undefined_table, invalid_schema_name
 
 _SCHEMA_LOCK = 7307218391044825458  # any number, the same in every process
+_LIMIT = "reliable_mq_idle_limit"
 
-_LIMITS = text("SELECT set_config('idle_in_transaction_session_timeout', :idle, true)").columns()
-_LOCK_TIMEOUT = text(
-    "SELECT current_setting('lock_timeout'), set_config('lock_timeout', :limit, true)"
+# now() is frozen at the transaction's begin.
+_NOW: ColumnElement[int] = literal_column(
+    "CAST(extract(epoch from clock_timestamp()) * 1000000 AS BIGINT)", BigInteger
 )
-_RESTORE_LOCK_TIMEOUT = text("SELECT set_config('lock_timeout', :limit, true)")
 
 
 class PostgreSQL(StoreDialect):
@@ -43,38 +56,50 @@ class PostgreSQL(StoreDialect):
 
     name = "postgresql"
 
+    def __init__(self) -> None:
+        self._claims = Statements(_claim)
+
     @override
     def now(self) -> ColumnElement[int]:
-        # now() is frozen at the transaction's begin.
-        return literal_column(
-            "CAST(extract(epoch from clock_timestamp()) * 1000000 AS BIGINT)", BigInteger
-        )
+        return _NOW
 
     @override
     def begin(self, connection: Connection, *, idle_timeout: float | None = None) -> None:
-        connection.execution_options(isolation_level="READ COMMITTED")
+        # 0 would switch the limit off.
+        limit = None if idle_timeout is None else max(1, round(idle_timeout * 1000))
+        if not is_ours(connection):
+            connection.execution_options(isolation_level="READ COMMITTED")
+            connection.begin()
+            if limit is not None:
+                _set_local(connection, str(limit))
+            return
+        known = connection.info.get(_LIMIT)
+        if known is None and limit is not None:
+            _set_for_good(connection, limit)
+            known = limit
         connection.begin()
-        if idle_timeout is not None:
-            # 0 would switch the limit off.
-            idle = max(1, round(idle_timeout * 1000))
-            connection.execute(_LIMITS, {"idle": str(idle)})
+        if known != limit:
+            _set_local(connection, "DEFAULT" if limit is None else str(limit))
+
+    @override
+    def join(self, connection: Connection) -> None:
+        if connection.info.get(_LIMIT) is not None:
+            _set_local(connection, "DEFAULT")
 
     @override
     def claim(
         self, connection: Connection, inbox: Table, rows: Sequence[Row], *, lock_timeout: float
     ) -> set[str]:
-        limit = str(max(1, round(lock_timeout * 1000)))
-        before = connection.execute(_LOCK_TIMEOUT, {"limit": limit}).scalar_one()
-        statement = (
-            insert(inbox)
-            .values([dict(row) for row in rows])
-            .on_conflict_do_nothing()
-            .returning(inbox.c.message_id)
-        )
-        new = set(connection.execute(statement).scalars())
-        # The handler's own statements must not fail by a limit that is ours.
-        connection.execute(_RESTORE_LOCK_TIMEOUT, {"limit": before})
-        return new
+        first = rows[0]
+        values = {
+            "lock_timeout": str(max(1, round(lock_timeout * 1000))),
+            "consumer_group": first["consumer_group"],
+            "topic": first["topic"],
+            "ids": [row["message_id"] for row in rows],
+            "fingerprints": [row["fingerprint"] for row in rows],
+        }
+        new, _ = connection.execute(self._claims.of(inbox, first), values).one()
+        return set(new or ())
 
     @override
     def is_lock_timeout(self, error: DBAPIError) -> bool:
@@ -88,7 +113,8 @@ class PostgreSQL(StoreDialect):
         if state in _IDLE:
             return Trouble.IDLE
         if state is not None:
-            return Trouble.GONE if state.startswith(_GONE_CLASSES) else Trouble.OTHER
+            lost = state in _GONE or state.startswith(_GONE_CLASSES)
+            return Trouble.GONE if lost else Trouble.OTHER
         if isinstance(error, DBAPIError) and error.connection_invalidated:
             return Trouble.GONE
         if isinstance(error, InterfaceError | OSError):
@@ -97,7 +123,7 @@ class PostgreSQL(StoreDialect):
 
     @override
     def is_missing_table(self, error: DBAPIError) -> bool:
-        return _sqlstate(error) in {"42P01", "3F000"}
+        return _sqlstate(error) in _MISSING
 
     @override
     @contextmanager
@@ -105,6 +131,7 @@ class PostgreSQL(StoreDialect):
         # CREATE TABLE IF NOT EXISTS alone fails with a unique violation when two processes do it.
         with engine.connect() as connection:
             self.begin(connection)
+            connection.execute(text("SET LOCAL lock_timeout = '60s'"))
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _SCHEMA_LOCK})
             yield connection
             connection.commit()
@@ -114,10 +141,58 @@ class PostgreSQL(StoreDialect):
         return insert(table).on_conflict_do_nothing()
 
 
+def _set_local(connection: Connection, limit: str) -> None:
+    connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {limit}")
+
+
+def _set_for_good(connection: Connection, limit: int) -> None:
+    """Limit all later transactions of this pooled connection, which then need no statement."""
+    connection.exec_driver_sql(f"SET idle_in_transaction_session_timeout = {limit}")
+    connection.commit()
+    connection.info[_LIMIT] = limit
+
+
+def _claim(inbox: Table, expressions: Expressions) -> Select[Any]:
+    """Return set lock time-out, insert, restore lock time-out: one statement, one round trip.
+
+    Each step reads from the one before it, and an aggregate reads all rows before its SELECT
+    list is evaluated: so that is their order. The handler's own statements keep their limit.
+    """
+    before = _step(select(func.current_setting("lock_timeout").label("value")), "old")
+    limit = func.set_config("lock_timeout", bindparam("lock_timeout", type_=String), True)
+    bounded = _step(select(limit.label("value")).select_from(before), "bounded")
+    items = func.unnest(
+        bindparam("ids", type_=ARRAY(String)), bindparam("fingerprints", type_=ARRAY(LargeBinary))
+    ).table_valued(column("id", String), column("fingerprint", LargeBinary), name="item")
+    source = {
+        "consumer_group": bindparam("consumer_group", type_=String),
+        "topic": bindparam("topic", type_=String),
+        "message_id": items.c.id,
+        "fingerprint": items.c.fingerprint,
+        "received_at": expressions.get("received_at", null()),
+        "done_at": expressions.get("done_at", null()),
+    }
+    chosen = select(*source.values()).select_from(items).join(bounded, literal(True))
+    new = (
+        insert(inbox)
+        .from_select(list(source), chosen)
+        .on_conflict_do_nothing()
+        .returning(inbox.c.message_id)
+        .cte("new")
+    )
+    restored = func.set_config("lock_timeout", select(before.c.value).scalar_subquery(), True)
+    return select(func.array_agg(new.c.message_id), restored)
+
+
+def _step(query: Select[Any], name: str) -> Any:
+    return query.cte(name).prefix_with("MATERIALIZED", dialect="postgresql")
+
+
 def _sqlstate(error: BaseException) -> str | None:
     original = driver_error(error)
     for candidate in (original, getattr(original, "__cause__", None)):
-        state = getattr(candidate, "sqlstate", None)
+        # psycopg2, which an application's own engine may use, calls it pgcode.
+        state = getattr(candidate, "sqlstate", None) or getattr(candidate, "pgcode", None)
         if isinstance(state, str):
             return state
     return None

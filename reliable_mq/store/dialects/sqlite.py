@@ -1,115 +1,77 @@
-"""SQLite: one writer at a time, so the library's writers of one process queue up fairly."""
+"""SQLite, by sqlite3 or aiosqlite: one writer at a time, so the library's writers take turns."""
 
 from __future__ import annotations
 
 import threading
-import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import ClassVar
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Engine,
-    Insert,
-    Integer,
-    Table,
-    literal_column,
-)
+from sqlalchemy import ColumnElement, Connection, Engine, Insert, Integer, Table, literal_column
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError, OperationalError
 from typing_extensions import override
 
+from reliable_mq.errors import ConfigurationError
 from reliable_mq.store.dialects.base import Row, StoreDialect, Trouble, driver_error
+from reliable_mq.store.dialects.claims import Expressions, Statements, parameters
+from reliable_mq.store.dialects.fairness import FairLock, begin_immediate, hold
+from reliable_mq.store.urls import identity_of
 
 _BUSY_TEXTS = ("database is locked", "database table is locked", "database schema is locked")
-_PAUSE = 0.002
-"""Seconds between two of our writing transactions, in which other processes get their turn."""
 
-
-class FairLock:
-    """A lock that is given in the order in which it was asked for.
-
-    SQLite's own waiting is a lottery in which back-to-back writers starve everybody else.
-    """
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._waiting: deque[threading.Event] = deque()
-        self._held = False
-        self._free_at = 0.0
-
-    def ask(self) -> threading.Event:
-        """Queue up; the returned event is set once the lock is the caller's."""
-        turn = threading.Event()
-        with self._guard:
-            if self._held:
-                self._waiting.append(turn)
-            else:
-                self._held = True
-                turn.set()
-        return turn
-
-    def give_up(self, turn: threading.Event) -> None:
-        """Leave the queue, or the lock if it has just been granted."""
-        with self._guard:
-            if not turn.is_set():
-                self._waiting.remove(turn)
-                return
-        self.release()
-
-    def release(self) -> None:
-        """Hand the lock to the one who waits longest."""
-        with self._guard:
-            self._free_at = time.monotonic() + _PAUSE
-            if self._waiting:
-                self._waiting.popleft().set()
-            else:
-                self._held = False
-
-    def pause_left(self) -> float:
-        """Return how many seconds the next owner should let other processes go first."""
-        return max(0.0, self._free_at - time.monotonic())
+# julianday is the finest clock that versions before 3.42 have: milliseconds.
+_NOW: ColumnElement[int] = literal_column(
+    "CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000", Integer
+)
 
 
 class SQLite(StoreDialect):
-    """SQLite 3.35 or later (RETURNING), by sqlite3 or aiosqlite."""
+    """SQLite 3.35 or later (RETURNING)."""
 
     name = "sqlite"
     skip_locked = False
-    _locks: ClassVar[WeakValueDictionary[str, FairLock]] = WeakValueDictionary()
+    _locks: ClassVar[WeakValueDictionary[object, FairLock]] = WeakValueDictionary()
+    _lock_by_engine: ClassVar[WeakKeyDictionary[Engine, FairLock]] = WeakKeyDictionary()
     _locks_guard: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self) -> None:
+        self._claims = Statements(_claim)
 
     @override
     def now(self) -> ColumnElement[int]:
-        # julianday is the finest clock older versions have: milliseconds.
-        return literal_column(
-            "CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000", Integer
-        )
+        return _NOW
 
     @override
     def begin(self, connection: Connection, *, idle_timeout: float | None = None) -> None:
-        # A deferred transaction that turns to writing fails at once (SQLITE_BUSY_SNAPSHOT).
+        if in_transaction(connection):
+            raise ConfigurationError(
+                "the SQLite connection is in a transaction already: its pool hands one "
+                "connection to several users (StaticPool, in memory); name a database file"
+            )
         connection.begin()
+        try:
+            self.join(connection)
+        except BaseException:
+            connection.rollback()
+            raise
+
+    @override
+    def join(self, connection: Connection) -> None:
+        # A deferred transaction that turns to writing fails at once (SQLITE_BUSY_SNAPSHOT).
         if in_transaction(connection):
             # An application's engine may emit BEGIN by itself (SQLAlchemy's savepoint recipe).
             connection.exec_driver_sql("ROLLBACK")
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        begin_immediate(connection)
 
     @override
     def claim(
         self, connection: Connection, inbox: Table, rows: Sequence[Row], *, lock_timeout: float
     ) -> set[str]:
-        statement = (
-            insert(inbox)
-            .values([dict(row) for row in rows])
-            .on_conflict_do_nothing()
-            .returning(inbox.c.message_id)
-        )
-        return set(connection.execute(statement).scalars())
+        # There is nobody to wait for: the write lock is held already.
+        values = [parameters(row) for row in rows]
+        return set(connection.execute(self._claims.of(inbox, rows[0]), values).scalars())
 
     @override
     def is_lock_timeout(self, error: DBAPIError) -> bool:
@@ -147,32 +109,25 @@ class SQLite(StoreDialect):
 
     def lock_of(self, engine: Engine) -> FairLock:
         """Return the one lock of this process for the database file of *engine*."""
-        name = str(engine.url.database or id(engine.pool))
+        known = self._lock_by_engine.get(engine)
+        if known is not None:
+            return known
+        place = identity_of(engine.url, engine)
         with self._locks_guard:
-            lock = self._locks.get(name)
+            lock = self._locks.get(place)
             if lock is None:
-                lock = self._locks[name] = FairLock()
+                lock = self._locks[place] = FairLock()
+            self._lock_by_engine[engine] = lock
             return lock
 
     @override
     def writing(self, engine: Engine) -> AbstractContextManager[None]:
-        return _hold(self.lock_of(engine))
+        return hold(self.lock_of(engine), awaiting=engine.dialect.is_async)
 
 
-@contextmanager
-def _hold(lock: FairLock) -> Iterator[None]:
-    turn = lock.ask()
-    try:
-        turn.wait()
-        if left := lock.pause_left():
-            time.sleep(left)
-    except BaseException:
-        lock.give_up(turn)
-        raise
-    try:
-        yield
-    finally:
-        lock.release()
+def _claim(inbox: Table, expressions: Expressions) -> Insert:
+    statement = insert(inbox).values(expressions)
+    return statement.on_conflict_do_nothing().returning(inbox.c.message_id)
 
 
 def in_transaction(connection: Connection) -> bool:
