@@ -208,6 +208,8 @@ class Server(ABC):
             try:
                 if self.ready():
                     return
+            except ImportError:
+                raise  # the client library is missing, and waiting brings none
             except Exception as error:  # noqa: BLE001 - not ready yet; shown if it stays so
                 cause = error
             time.sleep(_POLL)
