@@ -1,0 +1,267 @@
+"""One handler at work: its intake thread, its workers, and the acknowledgements between them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from reliable_mq import events as ev
+from reliable_mq.adapter import Adapter, Batch, Received, Subscription
+from reliable_mq.consumer.batches import BatchProcessor
+from reliable_mq.consumer.items import Again, Ended, Item, Result, Work, make_item
+from reliable_mq.consumer.processor import Processor
+from reliable_mq.consumer.reports import QUIET
+from reliable_mq.consumer.scheduler import Scheduler
+from reliable_mq.durations import seconds
+from reliable_mq.errors import ReliableMQError
+from reliable_mq.handlers import Guarantee, HandlerSpec
+from reliable_mq.redaction import redact_url
+from reliable_mq.settings import Settings
+from reliable_mq.store.retries import Waiting
+from reliable_mq.wire import Limits
+
+log = logging.getLogger("reliable_mq")
+
+RECEIVE_TIMEOUT = 0.1
+MAX_HELD_BYTES = 64 * 1024 * 1024
+_WAITS = (Ended.RETRIED, Ended.PARKED)
+SLICE = 0.05
+"""Seconds after which a worker hands back what it has not begun, so that a stop is prompt."""
+
+
+class GroupConsumer:
+    """Everything one process does for one (topic, group) with deliveries from the broker."""
+
+    def __init__(
+        self,
+        processor: Processor,
+        *,
+        adapter: Adapter,
+        settings: Settings,
+        events: ev.Events,
+        stop: threading.Event,
+    ) -> None:
+        spec = processor.spec
+        self.spec: HandlerSpec = spec
+        self.processor = processor
+        self.scheduler = Scheduler(
+            ordered=spec.ordered,
+            concurrency=spec.concurrency,
+            transaction_size=spec.transaction_size,
+        )
+        self._batches = BatchProcessor(processor) if spec.transaction_size > 1 else None
+        self._adapter = adapter
+        self._events = events
+        self._stop = stop
+        self._prefetch = settings.consumer.prefetch
+        self._renew_every = seconds(settings.consumer.lease) / 3
+        self._grace = seconds(settings.consumer.shutdown_timeout)
+        self._limits = Limits(
+            settings.max_message_bytes, settings.max_header_count, settings.max_header_bytes
+        )
+        self._renewed = time.monotonic()
+        self._unacknowledged: list[Received] = []
+        self._store_down = False
+        self._broker_down = False
+        self._complained = 0.0
+        self.paused = False
+        """Set by the retry loop while too many deliveries wait for a retry."""
+        self.on_waiting: Callable[[], None] = lambda: None
+        """Called when a delivery of this group began to wait in the store."""
+        self.left = 0
+        """How many deliveries a stop left where they were."""
+        self._thread = threading.Thread(
+            target=self._intake, name=f"reliable-mq-{spec.topic}-{spec.group}", daemon=True
+        )
+
+    # --- life -----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start intake and workers."""
+        name = f"reliable-mq-worker-{self.spec.topic}-{self.spec.group}"
+        self.processor.lane.start(self.scheduler, self._work, name, self.spec.concurrency)
+        self._thread.start()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until the intake has ended after the stop; False after *timeout* seconds."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    @property
+    def healthy(self) -> bool:
+        """Tell whether it takes messages in."""
+        return self._thread.is_alive() and not (
+            self._store_down or self._broker_down or self.paused
+        )
+
+    # --- workers --------------------------------------------------------------------------------
+
+    def _work(self, work: Work) -> None:
+        """Do *work* and hand in the results; runs on a worker."""
+        results: list[tuple[Item, Result]] = []
+        try:
+            if work.waiting is not None:
+                self._work_on_waiting(work.waiting)
+            elif self._batches is not None:
+                results = self._batches.process(work.items)
+            else:
+                self._work_on_items(work.items, results)
+        except Exception:
+            log.exception("%s/%s: a worker failed", self.spec.topic, self.spec.group)
+        finally:
+            if any(result in _WAITS for _, result in results):
+                self.on_waiting()
+            if results:
+                self._store_down = any(isinstance(r, Again) and r.store_down for _, r in results)
+            self.scheduler.finish(work, results)
+
+    def _work_on_items(
+        self, items: Sequence[Item], results: list[tuple[Item, Result]]
+    ) -> None:
+        until = time.monotonic() + SLICE
+        stopped_keys: dict[str, Again] = {}
+        for item in items:
+            if self.scheduler.stopped or (results and time.monotonic() > until):
+                return
+            key = item.message.key if self.spec.ordered else None
+            if key is not None and key in stopped_keys:
+                results.append((item, stopped_keys[key]))
+                continue
+            result = self.processor.process(item)
+            results.append((item, result))
+            if isinstance(result, Again) and key is not None:
+                stopped_keys[key] = result
+
+    def _work_on_waiting(self, waiting: Waiting) -> None:
+        following: Waiting | None = waiting
+        while following is not None and not self.scheduler.stopped:
+            result = self.processor.process_waiting(following)
+            if result in _WAITS:
+                self.on_waiting()
+            if isinstance(result, Again):
+                self._store_down = result.store_down
+                return
+            following = self.processor.next_of_key(following)
+
+    # --- intake ---------------------------------------------------------------------------------
+
+    def _intake(self) -> None:
+        subscription: Subscription | None = None
+        try:
+            while not self._stop.is_set():
+                try:
+                    if subscription is None:
+                        subscription = self._subscribe()
+                    self._turn(subscription)
+                    self._broker_is_up()
+                except ReliableMQError as error:
+                    self._broker_is_down(error)
+                except Exception as error:
+                    log.exception("%s/%s: the intake failed", self.spec.topic, self.spec.group)
+                    self._broker_is_down(error)
+        finally:
+            self._drain(subscription)
+
+    def _subscribe(self) -> Subscription:
+        return self._adapter.subscribe(
+            [self.spec.topic],
+            self.spec.group,
+            prefetch=self._prefetch,
+            ordered=self.spec.ordered,
+        )
+
+    def _turn(self, subscription: Subscription) -> None:
+        self._acknowledge(subscription)
+        room = self._room()
+        batch = subscription.receive(room, RECEIVE_TIMEOUT if room else 0.0)
+        self._accept(subscription, batch)
+        self._keep_alive(subscription)
+        if not room:
+            # What ends makes room; the broker is served again soon in any case.
+            self.scheduler.finished_event.wait(RECEIVE_TIMEOUT)
+
+    def _room(self) -> int:
+        if self._store_down or self.paused:
+            return 0
+        if self.scheduler.held_bytes >= MAX_HELD_BYTES:
+            return 0
+        return max(0, self._prefetch - self.scheduler.held_count)
+
+    def _accept(self, subscription: Subscription, batch: Batch) -> None:
+        if batch.lost:
+            dropped = self.scheduler.drop(batch.lost)
+            log.debug("%s/%s: lost %s, %d dropped", self.spec.topic, self.spec.group,
+                      [lost.partition for lost in batch.lost], dropped)  # fmt: skip
+        if not batch.deliveries:
+            return
+        if self.spec.guarantee is Guarantee.AT_MOST_ONCE:
+            # Before the handler, durably: a crash must not bring it again.
+            subscription.ack(batch.deliveries)
+            subscription.flush()
+        self.scheduler.put([make_item(received, self._limits) for received in batch.deliveries])
+
+    def _acknowledge(self, subscription: Subscription) -> None:
+        finished = self.scheduler.take_finished()
+        if self.spec.guarantee is Guarantee.AT_MOST_ONCE:
+            return
+        # Kept until the adapter took them: an acknowledgement that failed is made again.
+        self._unacknowledged.extend(finished)
+        if self._unacknowledged:
+            subscription.ack(self._unacknowledged)
+            self._unacknowledged = []
+
+    def _keep_alive(self, subscription: Subscription) -> None:
+        now = time.monotonic()
+        if now - self._renewed >= self._renew_every:
+            self._renewed = now
+            held = self.scheduler.held()
+            if held:
+                subscription.keep_alive(held)
+
+    # --- trouble --------------------------------------------------------------------------------
+
+    def _broker_is_down(self, error: Exception) -> None:
+        cause = f"{type(error).__name__}: {redact_url(str(error))}"
+        if not self._broker_down:
+            self._broker_down = True
+            self._events.emit(ev.BrokerDown("consumer", cause))
+        now = time.monotonic()
+        if now >= self._complained:
+            self._complained = now + QUIET
+            log.warning("%s/%s cannot receive: %s", self.spec.topic, self.spec.group, cause)
+        self._stop.wait(0.5)
+
+    def _broker_is_up(self) -> None:
+        if self._broker_down:
+            self._broker_down = False
+            self._complained = 0.0
+            log.info("%s/%s receives again", self.spec.topic, self.spec.group)
+            self._events.emit(ev.BrokerUp("consumer"))
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def _drain(self, subscription: Subscription | None) -> None:
+        """Let what runs end, acknowledge it, hand everything else back."""
+        queued = self.scheduler.stop()
+        deadline = time.monotonic() + self._grace
+        while not self.scheduler.wait_for_workers(RECEIVE_TIMEOUT):
+            if time.monotonic() >= deadline:
+                break
+            self._serve(subscription)
+        self.left = queued + self.scheduler.working
+        if subscription is not None:
+            self._serve(subscription)
+            subscription.close()
+
+    def _serve(self, subscription: Subscription | None) -> None:
+        if subscription is None:
+            return
+        try:
+            self._acknowledge(subscription)
+            batch = subscription.receive(0, 0.0)
+            self.scheduler.drop(batch.lost)
+            self._keep_alive(subscription)
+        except ReliableMQError as error:
+            log.debug("while stopping: %r", error)

@@ -1,0 +1,89 @@
+"""What moves inside a consumer: an :class:`Item` per delivery, a :class:`Result` for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import Enum
+from typing import TypeAlias
+
+from reliable_mq.adapter import Received
+from reliable_mq.message import Delivery, Message
+from reliable_mq.store.retries import Waiting
+from reliable_mq.wire import Limits, RawHeaders, decode
+
+OVERHEAD = 512
+"""Bytes that a waiting delivery costs beside its body and headers, roughly."""
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One delivery from the broker, decoded as far as no handler is needed for it."""
+
+    received: Received
+    message: Message
+    headers: RawHeaders
+    fault: str | None
+    stable_id: bool
+    size: int
+    received_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    collisions: int = 0
+    """How often in a row it met a deadlock, a lock or a store that is down."""
+
+    def delivery(self, group: str, attempt: int) -> Delivery:
+        """Return what the handler sees of attempt number *attempt*."""
+        return Delivery(
+            message=self.message,
+            group=group,
+            attempt=attempt,
+            redelivered=self.received.redelivered,
+            received_at=self.received_at,
+        )
+
+
+def make_item(received: Received, limits: Limits) -> Item:
+    """Return the item of *received*. Never raises."""
+    raw = received.raw
+    decoded = decode(raw, limits)
+    size = len(raw.body) + OVERHEAD
+    if raw.headers:
+        size += sum(len(name) + len(value) for name, value in raw.headers)
+    return Item(
+        received, decoded.message, raw.headers, decoded.fault, decoded.stable_id, size
+    )
+
+
+class Ended(Enum):
+    """How a delivery left our hands: each of these is durable, so it is acknowledged."""
+
+    HANDLED = "handled"
+    DUPLICATE = "duplicate"
+    PARKED = "parked"
+    RETRIED = "retried"
+    DEAD = "dead-lettered"
+    STALE = "stale"
+    """Another attempt at the same retry row came first; nothing of ours was kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Nothing was decided: the same delivery again in *delay* seconds, not an attempt.
+
+    ``store_down`` says that the database cannot be reached.
+    """
+
+    delay: float
+    store_down: bool = False
+
+
+Result: TypeAlias = Ended | Again
+
+
+@dataclass(slots=True)
+class Work:
+    """What one worker takes at a time: deliveries in order, or one retry row."""
+
+    items: Sequence[Item] = ()
+    waiting: Waiting | None = None
+    keys: Sequence[str] = ()

@@ -1,0 +1,310 @@
+"""The life of one delivery: take it, run its handler, commit, or keep the failure.
+
+The order of the steps is the guarantee. Nothing here acknowledges: a result other than
+:class:`Again` means that what follows from the delivery is durable, and the caller may.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any
+
+from tenacity import RetryCallState, Retrying, retry_if_result, stop_after_attempt, wait_none
+
+from reliable_mq import events as ev
+from reliable_mq.consumer.failures import FailureBook
+from reliable_mq.consumer.items import Again, Ended, Item, Result
+from reliable_mq.consumer.lanes import AnyContext, Lane
+from reliable_mq.consumer.reports import Reporter
+from reliable_mq.consumer.subjects import Books, Fresh, Stored, Subject
+from reliable_mq.consumer.transaction import HandlerTransaction, handler_transaction
+from reliable_mq.durations import seconds
+from reliable_mq.errors import DecodeError
+from reliable_mq.handlers import Guarantee, HandlerSpec, Injection, Source
+from reliable_mq.message import Delivery
+from reliable_mq.retry import Decision, GiveUp, Reject, TryNow
+from reliable_mq.settings import Settings
+from reliable_mq.store.dialects import Trouble
+from reliable_mq.store.retries import Waiting
+from reliable_mq.store.texts import cause_of
+
+if TYPE_CHECKING:
+    from reliable_mq.store import Store
+
+log = logging.getLogger("reliable_mq")
+
+MAX_COLLISIONS = 20
+"""Deadlocks, lost connections and the like in a row, inside the handler, before one counts."""
+
+STORE_DOWN_DELAY = 1.0
+
+
+class _Stage(Enum):
+    """How far an attempt came; it says whose fault an error is."""
+
+    PREPARE = auto()
+    OPEN = auto()
+    TAKE = auto()
+    HANDLE = auto()
+    SETTLE = auto()
+    COMMIT = auto()
+
+
+@dataclass(slots=True)
+class _Progress:
+    stage: _Stage = _Stage.PREPARE
+    transaction: HandlerTransaction | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """One attempt ended in an error; *decision* is the policy's answer."""
+
+    cause: str
+    attempt: int
+    decision: Decision
+
+
+class Processor:
+    """Runs one handler on deliveries and retry rows. Thread-safe, one per handler and process."""
+
+    def __init__(
+        self,
+        spec: HandlerSpec,
+        *,
+        store: Store,
+        settings: Settings,
+        events: ev.Events,
+        lane: Lane,
+        around: Callable[[Delivery], AnyContext] | None,
+        application: object,
+    ) -> None:
+        self.spec = spec
+        self.store = store
+        self.lane = lane
+        self.reporter = Reporter(events, spec)
+        self.books = Books(
+            store, FailureBook(store, settings), group=spec.group, ordered=spec.ordered
+        )
+        self._around = around
+        self._application = application
+        self._idle_timeout = seconds(settings.consumer.idle_in_transaction)
+        self._cause_bytes = settings.dead_letter.max_error_bytes
+        self._once = spec.guarantee is Guarantee.EFFECTIVELY_ONCE
+        self._transactional = self._once or bool(spec.call.database)
+
+    def transaction(self, handlers: int = 1) -> Any:
+        """Return the context of a transaction in which so many handler calls may run."""
+        idle = self._idle_timeout
+        if self.spec.timeout is not None:
+            idle = self.spec.timeout * handlers + 5.0
+        return handler_transaction(self.store, self.lane, idle_timeout=idle)
+
+    # --- entry points ---------------------------------------------------------------------------
+
+    def process(self, item: Item) -> Result:
+        """Bring a delivery to an end, or say when to start it again. Never raises."""
+        subject = Fresh(item, self.books)
+        if item.fault is not None:
+            return self._keep(subject, _Failed(item.fault, 0, GiveUp()))
+        return self._run(subject)
+
+    def process_waiting(self, waiting: Waiting) -> Result:
+        """Bring a retry row one hand-over further. Never raises."""
+        return self._run(Stored(waiting, self.books))
+
+    def next_of_key(self, waiting: Waiting) -> Waiting | None:
+        """Return the row to go on with after *waiting* ended; None also where it cannot be read."""
+        if not self.spec.ordered:
+            return None
+        try:
+            with self.transaction() as transaction:
+                return self.books.retries.next_of_key(transaction.connection, waiting)
+        except Exception:
+            log.debug("the next row of a key could not be read", exc_info=True)
+            return None
+
+    def _run(self, subject: Subject) -> Result:
+        outcome = self._attempts(subject)
+        return self._keep(subject, outcome) if isinstance(outcome, _Failed) else outcome
+
+    def _attempts(self, subject: Subject) -> Result | _Failed:
+        """Make an attempt, and more in place as long as the policy says so."""
+        first = self._attempt(subject, 1)
+        if not _is_now(first):
+            return first
+        # Only failures pay for tenacity: it costs more than all of the success path.
+        tries = itertools.count(2)
+        again = Retrying(
+            retry=retry_if_result(_is_now),
+            stop=stop_after_attempt(self.spec.retry.immediate_attempts - 1),
+            wait=wait_none(),
+            sleep=self.lane.pause,
+            retry_error_callback=_last_result,
+        )
+        result: Result | _Failed = again(lambda: self._attempt(subject, next(tries)))
+        return result
+
+    # --- one attempt ------------------------------------------------------------------------------
+
+    def _attempt(self, subject: Subject, tries: int) -> Result | _Failed:
+        progress = _Progress()
+        number = subject.made + tries
+        started = time.monotonic()
+        try:
+            result = self._handle(subject, subject.delivery(number), progress)
+        except Exception as error:
+            return self._judge(subject, error, progress, tries)
+        subject.collisions = 0
+        if result is Ended.HANDLED:
+            self.reporter.handled(subject.message, number, time.monotonic() - started)
+        else:
+            self.reporter.ended(subject.message, result)
+        return result
+
+    def _handle(self, subject: Subject, delivery: Delivery, progress: _Progress) -> Result:
+        payload = self.spec.call.payload(delivery.message)
+        with self.entered(delivery):
+            if not self._transactional:
+                progress.stage = _Stage.HANDLE
+                self.call(payload, delivery, None)
+            else:
+                return self._handle_in_transaction(subject, payload, delivery, progress)
+        return self._settle_alone(subject, progress)
+
+    def _handle_in_transaction(
+        self, subject: Subject, payload: Any, delivery: Delivery, progress: _Progress
+    ) -> Result:
+        progress.stage = _Stage.OPEN
+        with self.transaction() as transaction:
+            progress.transaction = transaction
+            progress.stage = _Stage.TAKE
+            if self._once or isinstance(subject, Stored):
+                taken = subject.take(transaction)
+                if taken is not None:
+                    return taken
+            progress.stage = _Stage.HANDLE
+            self.call(payload, delivery, transaction)
+            progress.stage = _Stage.SETTLE
+            if not subject.settle(transaction):
+                return Ended.STALE
+            progress.stage = _Stage.COMMIT
+            transaction.commit()
+        return Ended.HANDLED
+
+    def _settle_alone(self, subject: Subject, progress: _Progress) -> Result:
+        """Record the success of a handler that had no transaction; only retry rows need it."""
+        if isinstance(subject, Fresh):
+            return Ended.HANDLED
+        progress.stage = _Stage.OPEN
+        with self.transaction() as transaction:
+            progress.transaction = transaction
+            progress.stage = _Stage.SETTLE
+            if not subject.settle(transaction):
+                return Ended.STALE
+            progress.stage = _Stage.COMMIT
+            transaction.commit()
+        return Ended.HANDLED
+
+    @contextmanager
+    def entered(self, delivery: Delivery) -> Iterator[None]:
+        """Enter the application's ``around`` for one attempt, if there is one."""
+        if self._around is None:
+            yield
+        else:
+            with self.lane.entered(self._around(delivery)):
+                yield
+
+    def call(
+        self, payload: Any, delivery: Delivery, transaction: HandlerTransaction | None
+    ) -> None:
+        """Run the handler and flush what it left in its sessions."""
+
+        def provide(injection: Injection) -> Any:
+            if injection.source is Source.MESSAGE:
+                return delivery.message
+            if injection.source is Source.DELIVERY:
+                return delivery
+            if injection.source is Source.MQ or transaction is None:
+                return self._application
+            return transaction.provide(injection)
+
+        call = self.spec.call
+        arguments = call.arguments(provide) if call.injections else {}
+        self.lane.call(call, payload, arguments, self.spec.timeout)
+        if transaction is not None:
+            transaction.flush()
+            transaction.guard.check()
+
+    # --- when it failed ------------------------------------------------------------------------
+
+    def _judge(
+        self, subject: Subject, error: Exception, progress: _Progress, tries: int
+    ) -> Result | _Failed:
+        """Tell a failure of the handler from one of the store."""
+        trouble = self._trouble(error, progress)
+        if progress.stage in (_Stage.OPEN, _Stage.TAKE, _Stage.SETTLE):
+            return self._store_failed(error, trouble)
+        if trouble in (Trouble.BUSY, Trouble.GONE) and subject.collisions < MAX_COLLISIONS:
+            subject.collisions += 1
+            if trouble is Trouble.GONE:
+                return self._store_failed(error, trouble)
+            return Again(min(1.0, 0.01 * 2**subject.collisions))
+        number = subject.made + tries
+        cause = cause_of(error, self._cause_bytes)
+        if trouble is Trouble.IDLE:
+            cause = f"transaction-idle: {cause}"
+        return _Failed(cause, number, self._decide(error, number, tries))
+
+    def _trouble(self, error: Exception, progress: _Progress) -> Trouble | None:
+        transaction = progress.transaction
+        if transaction is None:
+            return None
+        if transaction.guard.trouble is not None:
+            return transaction.guard.trouble
+        if transaction.committing or progress.stage is not _Stage.HANDLE:
+            return self.store.dialect.classify(error)
+        return None
+
+    def _store_failed(self, error: Exception, trouble: Trouble | None) -> Again:
+        if trouble is Trouble.BUSY:
+            return Again(0.02)
+        self.reporter.store_failed(error)
+        return Again(STORE_DOWN_DELAY, store_down=True)
+
+    def _decide(self, error: Exception, number: int, tries: int) -> Decision:
+        if isinstance(error, DecodeError) or self.spec.guarantee is Guarantee.AT_MOST_ONCE:
+            return GiveUp()
+        if isinstance(error, Reject):
+            return GiveUp()
+        return self.spec.retry.decide(number, error, tries=tries)
+
+    def _keep(self, subject: Subject, failed: _Failed) -> Result:
+        """Write a failure down, in a transaction of its own."""
+        if isinstance(failed.decision, TryNow):
+            return Again(0.0)  # stopped in the middle of its tries: nothing is decided
+        failure = self.books.failure(subject, attempts=failed.attempt, cause=failed.cause)
+        progress = _Progress(_Stage.OPEN)
+        try:
+            with self.transaction() as transaction:
+                progress.transaction = transaction
+                result = subject.keep(transaction, failure, failed.decision)
+        except Exception as error:
+            # Also after a COMMIT of unknown outcome: the delivery starts again and will see.
+            return self._store_failed(error, self._trouble(error, progress))
+        self.reporter.kept(subject.message, result, failure, failed.decision)
+        return result
+
+
+def _is_now(outcome: Result | _Failed) -> bool:
+    return isinstance(outcome, _Failed) and isinstance(outcome.decision, TryNow)
+
+
+def _last_result(state: RetryCallState) -> Any:
+    return state.outcome.result() if state.outcome is not None else Again(0.0)

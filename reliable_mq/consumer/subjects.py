@@ -1,0 +1,265 @@
+"""What an attempt is made at: a delivery from the broker, or a row that waited in the store.
+
+Both are taken at the start of a transaction and settled at its end; in between is the handler.
+Every method runs in the caller's transaction.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from sqlalchemy.exc import DBAPIError
+
+from reliable_mq.consumer.failures import Failure, FailureBook
+from reliable_mq.consumer.items import Again, Ended, Item, Result
+from reliable_mq.consumer.transaction import HandlerTransaction
+from reliable_mq.message import Delivery, Message
+from reliable_mq.retry import GiveUp, TryLater
+from reliable_mq.store.inbox import Inbox, Seen
+from reliable_mq.store.retries import Retries, Waiting
+from reliable_mq.wire import RawHeaders
+
+if TYPE_CHECKING:
+    from reliable_mq.store import Store
+
+LOCK_TIMEOUT = 2.0
+"""Seconds to wait for another transaction that handles the same message."""
+
+ELSEWHERE_DELAY = 0.05
+CONFLICT = "id-conflict: this group has had another message with the same id"
+
+
+class Subject(Protocol):
+    """One message and its history, as an attempt needs it."""
+
+    @property
+    def message(self) -> Message:
+        """The message."""
+        ...
+
+    @property
+    def headers(self) -> RawHeaders:
+        """Its header pairs as they arrived."""
+        ...
+
+    @property
+    def made(self) -> int:
+        """How many attempts were made before this hand-over."""
+        ...
+
+    @property
+    def replays(self) -> int:
+        """How often a person replayed it."""
+        ...
+
+    collisions: int
+
+    def delivery(self, number: int) -> Delivery:
+        """Return what the handler sees of attempt number *number*."""
+        ...
+
+    def take(self, transaction: HandlerTransaction) -> Result | None:
+        """Take responsibility; a result means that there is nothing left to handle."""
+        ...
+
+    def settle(self, transaction: HandlerTransaction) -> bool:
+        """Record the success, not committed yet; False: another attempt came first."""
+        ...
+
+    def keep(
+        self, transaction: HandlerTransaction, failure: Failure, decision: TryLater | GiveUp
+    ) -> Result:
+        """Record the failure and commit."""
+        ...
+
+
+class Fresh:
+    """A delivery from the broker."""
+
+    made = 0
+    replays = 0
+
+    def __init__(self, item: Item, books: Books) -> None:
+        self._item = item
+        self._books = books
+
+    @property
+    def message(self) -> Message:
+        """The message."""
+        return self._item.message
+
+    @property
+    def headers(self) -> RawHeaders:
+        """Its header pairs as they arrived."""
+        return self._item.headers
+
+    @property
+    def collisions(self) -> int:
+        """Kept on the item: it outlives this hand-over."""
+        return self._item.collisions
+
+    @collisions.setter
+    def collisions(self, value: int) -> None:
+        self._item.collisions = value
+
+    def delivery(self, number: int) -> Delivery:
+        """Return what the handler sees."""
+        return self._item.delivery(self._books.group, number)
+
+    def take(self, transaction: HandlerTransaction) -> Result | None:
+        """Claim the message; park it where an earlier one of its key waits."""
+        books, message = self._books, self.message
+        result = books.claim(transaction, self, done=True)
+        if result is not None or not books.ordered:
+            return result
+        connection = transaction.connection
+        if not books.retries.key_waits(connection, books.group, message.topic, message.key):
+            return None
+        books.inbox.mark_waiting(connection, books.group, message.topic, message.id)
+        parked = books.failure(self, attempts=0, cause="waits behind an earlier message of its key")
+        books.book.wait(connection, parked, 0.0)
+        transaction.commit()
+        return Ended.PARKED
+
+    def settle(self, transaction: HandlerTransaction) -> bool:
+        """The claim says it all."""
+        return True
+
+    def keep(
+        self, transaction: HandlerTransaction, failure: Failure, decision: TryLater | GiveUp
+    ) -> Result:
+        """Claim the message together with its retry row or dead letter.
+
+        Where it is not new a redelivery was handled meanwhile: then nothing is written.
+        """
+        books = self._books
+        result = books.claim(transaction, self, done=False)
+        if result is not None:
+            return result
+        if isinstance(decision, TryLater):
+            books.book.wait(transaction.connection, failure, decision.delay)
+            ended = Ended.RETRIED
+        else:
+            books.book.give_up(transaction.connection, failure)
+            ended = Ended.DEAD
+        transaction.commit()
+        return ended
+
+
+class Stored:
+    """A row that waited for its next attempt."""
+
+    def __init__(self, waiting: Waiting, books: Books) -> None:
+        self._waiting = waiting
+        self._books = books
+        self.collisions = 0
+
+    @property
+    def message(self) -> Message:
+        """The message."""
+        return self._waiting.message
+
+    @property
+    def headers(self) -> RawHeaders:
+        """Its header pairs as they arrived."""
+        return self._waiting.headers
+
+    @property
+    def made(self) -> int:
+        """How many attempts the row counts."""
+        return self._waiting.attempt
+
+    @property
+    def replays(self) -> int:
+        """How often a person replayed it."""
+        return self._waiting.replays
+
+    def delivery(self, number: int) -> Delivery:
+        """Return what the handler sees."""
+        return Delivery(message=self.message, group=self._books.group, attempt=number)
+
+    def take(self, transaction: HandlerTransaction) -> Result | None:
+        """Lock the row, and see by a statement after that whether it is its key's first."""
+        connection, retries = transaction.connection, self._books.retries
+        if not retries.lock(connection, self._waiting):
+            return Ended.STALE
+        if self._books.ordered and not retries.is_head(connection, self._waiting):
+            return Ended.STALE
+        return None
+
+    def settle(self, transaction: HandlerTransaction) -> bool:
+        """Delete the row; its absence is what makes the effects this attempt's own."""
+        return self._books.book.finish(transaction.connection, self._waiting)
+
+    def keep(
+        self, transaction: HandlerTransaction, failure: Failure, decision: TryLater | GiveUp
+    ) -> Result:
+        """Postpone the row or turn it into a dead letter, unless another attempt took it."""
+        book, connection = self._books.book, transaction.connection
+        if isinstance(decision, TryLater):
+            ours = book.postpone(
+                connection,
+                self._waiting,
+                attempt=failure.attempts,
+                delay=decision.delay,
+                cause=failure.cause,
+            )
+            ended = Ended.RETRIED
+        else:
+            ours = book.bury(connection, self._waiting, failure)
+            ended = Ended.DEAD
+        if not ours:
+            return Ended.STALE
+        transaction.commit()
+        return ended
+
+
+class Books:
+    """The store's books as one handler uses them."""
+
+    def __init__(self, store: Store, book: FailureBook, *, group: str, ordered: bool) -> None:
+        self.group = group
+        self.ordered = ordered
+        self.book = book
+        self.inbox = Inbox(store)
+        self.retries = Retries(store)
+        self._dialect = store.dialect
+
+    def failure(self, subject: Subject, *, attempts: int, cause: str) -> Failure:
+        """Return what is written about *subject* when it could not be handled."""
+        return Failure(
+            group=self.group,
+            message=subject.message,
+            headers=subject.headers,
+            attempts=attempts,
+            cause=cause,
+            replays=subject.replays,
+        )
+
+    def claim(
+        self, transaction: HandlerTransaction, subject: Subject, *, done: bool
+    ) -> Result | None:
+        """Insert the inbox row; a result means that the message was not new to the group."""
+        connection, message = transaction.connection, subject.message
+        try:
+            new = self.inbox.claim(
+                connection, self.group, [message], lock_timeout=LOCK_TIMEOUT, done=done
+            )
+        except DBAPIError as error:
+            if self._dialect.is_lock_timeout(error):
+                return Again(ELSEWHERE_DELAY)
+            raise
+        if new:
+            return None
+        return self._not_new(transaction, subject)
+
+    def _not_new(self, transaction: HandlerTransaction, subject: Subject) -> Result:
+        seen = self.inbox.seen(transaction.connection, self.group, subject.message)
+        if seen is Seen.DUPLICATE:
+            return Ended.DUPLICATE
+        if seen is Seen.GONE:
+            return Again(ELSEWHERE_DELAY)
+        conflict = self.failure(subject, attempts=0, cause=CONFLICT)
+        added = self.book.give_up(transaction.connection, conflict, conflict=True)
+        transaction.commit()
+        return Ended.DEAD if added else Ended.DUPLICATE

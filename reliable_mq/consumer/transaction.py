@@ -1,0 +1,109 @@
+"""The one transaction that holds an inbox row and the effects of its handler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection
+
+from reliable_mq.consumer.guard import Guard, TransactionLostError, unwatch, watch
+from reliable_mq.consumer.lanes import Lane
+from reliable_mq.handlers import Injection
+from reliable_mq.store import current
+
+if TYPE_CHECKING:
+    from reliable_mq.store import Store
+
+
+class HandlerTransaction:
+    """An open transaction of ours that handlers may take part in.
+
+    ``committing`` is True from the COMMIT on: an error after that leaves its outcome unknown.
+    """
+
+    def __init__(self, store: Store, lane: Lane, connection: Connection) -> None:
+        self.connection = connection
+        self.committing = False
+        self.guard = Guard(store.dialect)
+        self._store = store
+        self._lane = lane
+        self._sessions: list[Any] = []
+
+    def provide(self, injection: Injection) -> Any:
+        """Return the session or connection of *injection*, joined to this transaction."""
+        made = self._lane.open_session(injection, self.connection)
+        if made is not self.connection and hasattr(made, "commit") and hasattr(made, "close"):
+            self._sessions.append(made)
+        return made
+
+    def flush(self) -> None:
+        """Write what the handlers' sessions hold back, and close them."""
+        sessions, self._sessions = self._sessions, []
+        for session in sessions:
+            inner = getattr(session, "sync_session", session)
+            if inner is session and not hasattr(session, "flush"):
+                continue  # an AsyncConnection holds nothing back
+            inner.commit()
+            inner.close()
+
+    def commit(self) -> None:
+        """Commit, unless the transaction is lost: then raise ``TransactionLostError``."""
+        self.flush()
+        self.guard.check()
+        if not self._store.dialect.can_commit(self.connection):
+            raise TransactionLostError("the database has ended the transaction by itself")
+        self.guard.finishing = True
+        self.committing = True
+        self.connection.commit()
+
+    def rollback(self) -> None:
+        """Undo everything; the connection may be broken already."""
+        self.guard.finishing = True
+        for session in self._sessions:
+            inner = getattr(session, "sync_session", session)
+            inner.close()
+        self._sessions = []
+        if self.connection.in_transaction() and not self.connection.invalidated:
+            self.connection.rollback()
+
+
+@contextmanager
+def handler_transaction(
+    store: Store, lane: Lane, *, idle_timeout: float
+) -> Iterator[HandlerTransaction]:
+    """Open a transaction in the block; what it does not commit is rolled back."""
+    with ExitStack() as stack:
+        stack.enter_context(lane.writing())
+        connection = stack.enter_context(lane.engine().connect())
+        store.dialect.begin(connection, idle_timeout=idle_timeout)
+        transaction = HandlerTransaction(store, lane, connection)
+        watch(connection, transaction.guard)
+        stack.callback(_leave, store, connection)
+        entry = stack.enter_context(current.entered(store, connection))
+        try:
+            yield transaction
+        finally:
+            entry.end()
+            if not transaction.committing:
+                _roll_back(transaction)
+
+
+def _roll_back(transaction: HandlerTransaction) -> None:
+    try:
+        transaction.rollback()
+    except Exception:
+        # The database or the network ended it; the server has rolled back or will.
+        transaction.connection.invalidate()
+
+
+def _leave(store: Store, connection: Connection) -> None:
+    unwatch(connection)
+    if connection.invalidated:
+        return
+    if connection.in_transaction():
+        # A COMMIT of unknown outcome: nobody may use this connection again.
+        connection.invalidate()
+        return
+    store.dialect.finish(connection)

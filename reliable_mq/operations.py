@@ -1,0 +1,114 @@
+"""What a person or a tool asks of the store: status, dead letters, known groups."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+
+from sqlalchemy import Connection, func, select
+
+from reliable_mq.adapter import Adapter
+from reliable_mq.consumer.retry_loop import SLOT_NAMES, lease_kind
+from reliable_mq.errors import ReliableMQError
+from reliable_mq.handlers import HandlerSpec
+from reliable_mq.redaction import redact_url
+from reliable_mq.status import GroupStatus, Status
+from reliable_mq.store import Store
+from reliable_mq.store.dead_letters import DeadLetters, StoredDeadLetter
+from reliable_mq.store.leases import ensure_leases
+from reliable_mq.store.outbox.held import outbox_status
+
+log = logging.getLogger("reliable_mq")
+
+_OFF = {"relay": "off", "consumer": "off", "retries": "off"}
+
+
+def declare_groups(store: Store, specs: Iterable[HandlerSpec]) -> None:
+    """Write the lease rows of the handlers' retry slots: they are the known groups."""
+    with store.transaction() as connection:
+        for spec in specs:
+            ensure_leases(connection, store, lease_kind(spec.topic, spec.group), SLOT_NAMES)
+
+
+def known_groups(connection: Connection, store: Store) -> set[tuple[str, str]]:
+    """Return every (topic, group) that any process has declared in this store."""
+    kinds = select(store.tables.lease.c.kind).distinct()
+    found = set()
+    for kind in connection.execute(kinds).scalars():
+        what, _, rest = kind.partition(":")
+        topic, _, group = rest.rpartition(":")
+        if what == "retry" and topic:
+            found.add((topic, group))
+    return found
+
+
+def status(
+    store: Store,
+    adapter: Adapter,
+    specs: Iterable[HandlerSpec],
+    *,
+    parts: Mapping[str, str] | None,
+) -> Status:
+    """Return the state of the outbox and of every known group."""
+    retries = store.tables.retry.c
+    waiting_query = select(retries.topic, retries.consumer_group, func.count()).group_by(
+        retries.topic, retries.consumer_group
+    )
+    with store.engine.connect() as connection:
+        store.verify(connection)
+        outbox = outbox_status(connection, store)
+        waiting = {(t, g): n for t, g, n in connection.execute(waiting_query)}
+        dead = DeadLetters(store).counts(connection)
+        groups = known_groups(connection, store)
+    groups |= {spec.key for spec in specs} | set(waiting) | set(dead)
+    return Status(
+        outbox=outbox,
+        groups={
+            key: GroupStatus(
+                lag=_lag(adapter, *key), retries=waiting.get(key, 0), dead_letters=dead.get(key, 0)
+            )
+            for key in sorted(groups)
+        },
+        parts=dict(_OFF if parts is None else parts),
+    )
+
+
+def _lag(adapter: Adapter, topic: str, group: str) -> int | None:
+    try:
+        return adapter.lag(topic, group)
+    except ReliableMQError as error:
+        log.warning("the lag of %s/%s is unknown: %s", topic, group, redact_url(str(error)))
+        return None
+
+
+def dead_letters(
+    store: Store,
+    *,
+    topic: str | None = None,
+    group: str | None = None,
+    limit: int = 100,
+    after: int | None = None,
+) -> list[StoredDeadLetter]:
+    """Return dead letters by rising id, with their raw headers."""
+    with store.engine.connect() as connection:
+        return DeadLetters(store).list(
+            connection, topic=topic, group=group, limit=limit, after=after
+        )
+
+
+def dead_letter(store: Store, id_: int) -> StoredDeadLetter | None:
+    """Return one dead letter, or None."""
+    with store.engine.connect() as connection:
+        return DeadLetters(store).get(connection, id_)
+
+
+def replay(store: Store, id_: int) -> bool:
+    """Turn a dead letter into a retry that is due now; False where it is gone."""
+    with store.transaction() as connection:
+        return DeadLetters(store).replay(connection, id_)
+
+
+def discard(store: Store, id_: int) -> bool:
+    """Delete a dead letter; False where it is gone."""
+    with store.transaction() as connection:
+        return DeadLetters(store).discard(connection, id_)

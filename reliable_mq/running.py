@@ -1,0 +1,114 @@
+"""How the parts of a process start and stop: by signal, or around a block."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import threading
+from importlib.metadata import version
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING
+
+from reliable_mq.errors import ConfigurationError
+from reliable_mq.redaction import redact_url
+
+if TYPE_CHECKING:
+    from reliable_mq.app import ReliableMQ
+    from reliable_mq.service import Service
+
+log = logging.getLogger("reliable_mq")
+
+
+def refuse_on_event_loop(name: str, twin: str) -> None:
+    """Raise ``RuntimeError`` where a blocking call would stop an event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError(f"{name}() blocks, and an event loop runs on this thread: use {twin}()")
+
+
+def run_until_signal() -> None:
+    """Wait for SIGTERM or SIGINT. After it both have their default effect again."""
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("run() handles signals: call it on the main thread, or use running()")
+    stop = threading.Event()
+    before = {}
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        log.info("%s: stopping; a second signal ends the process at once",
+                 signal.Signals(number).name)  # fmt: skip
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before[number] = signal.signal(number, on_signal)
+    stop.wait()
+
+
+class Running:
+    """The parts of one process at work inside a block; gives the :class:`Service`."""
+
+    def __init__(self, mq: ReliableMQ, *, relay: bool, consume: bool) -> None:
+        self._mq = mq
+        self._relay = relay
+        self._consume = consume
+        self._service: Service | None = None
+
+    def __enter__(self) -> Service:
+        refuse_on_event_loop("running", "async with running")
+        return self._start(None)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop()
+
+    async def __aenter__(self) -> Service:
+        loop = asyncio.get_running_loop()
+        return await asyncio.to_thread(self._start, loop)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # The loop must go on: async handlers end on it.
+        await asyncio.shield(asyncio.to_thread(self._stop))
+
+    def _start(self, loop: asyncio.AbstractEventLoop | None) -> Service:
+        mq = self._mq
+        if mq._service is not None:
+            raise ConfigurationError("this ReliableMQ is running already in this process")
+        service = mq._new_service(self._relay, self._consume, loop)
+        self._announce()
+        service.start()
+        self._service = mq._service = service
+        return service
+
+    def _announce(self) -> None:
+        mq = self._mq
+        log.info(
+            "reliable-mq %s: broker %s, database %s, relay %s",
+            version("reliable-mq"), redact_url(mq.settings.broker_url),
+            mq._runtime.store.shown_url, "on" if self._relay else "off",
+        )  # fmt: skip
+        for spec in mq.handlers if self._consume else ():
+            log.info(
+                "handler %s: %s/%s, %s%s, concurrency %d",
+                spec.call.name, spec.topic, spec.group, spec.guarantee.value,
+                ", ordered" if spec.ordered else "", spec.concurrency,
+            )  # fmt: skip
+
+    def _stop(self) -> None:
+        service, self._service = self._service, None
+        if service is not None:
+            service.stop()
+            self._mq._service = None
+            log.info("reliable-mq stopped")

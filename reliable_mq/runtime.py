@@ -1,0 +1,72 @@
+"""Everything a :class:`ReliableMQ` has opened, behind one object that a test can replace."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import ColumnElement
+
+from reliable_mq.adapter import Adapter, AdapterContext, TopicSpec
+from reliable_mq.clock import Clock, SystemClock
+from reliable_mq.durations import seconds
+from reliable_mq.message import new_message_id
+from reliable_mq.registry import open_adapter, scheme_of
+from reliable_mq.settings import Settings
+from reliable_mq.store import Store
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+log = logging.getLogger("reliable_mq")
+
+
+class Runtime:
+    """One store and one adapter. No I/O until they are used."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        topics: Mapping[str, TopicSpec],
+        *,
+        engine: Engine | None = None,
+        async_engine: AsyncEngine | None = None,
+        session_factory: Any = None,
+        async_session_factory: Any = None,
+        clock: Clock | None = None,
+        now: ColumnElement[int] | None = None,
+    ) -> None:
+        self.clock: Clock = clock or SystemClock()
+        self.instance = new_message_id()
+        given = engine is not None or async_engine is not None
+        self.store = Store(
+            database_url=None if given else settings.database_url,
+            engine=engine,
+            async_engine=async_engine,
+            session_factory=session_factory,
+            async_session_factory=async_session_factory,
+            table_prefix=settings.table_prefix,
+            db_schema=settings.db_schema,
+            adapter=scheme_of(settings.broker_url),
+            now=now,
+        )
+        context = AdapterContext(
+            instance=self.instance,
+            topics=topics,
+            client_options=settings.client_options,
+            lease=seconds(settings.consumer.lease),
+            max_message_bytes=settings.max_message_bytes,
+            store=self.store,
+        )
+        self.adapter: Adapter = open_adapter(settings.broker_url, context)
+        self.store.adapter = self.adapter.name
+        self.declared = False
+        self.declare_lock = threading.RLock()
+
+    def close(self) -> None:
+        """Close the adapter and the engines made here. May be used again: it all reopens."""
+        self.adapter.close()
+        self.store.dispose()

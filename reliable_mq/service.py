@@ -1,0 +1,257 @@
+"""The running parts of one process: relay, consumers, retry loop, and their common end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from reliable_mq import events as ev
+from reliable_mq.consumer.group import GroupConsumer
+from reliable_mq.consumer.lanes import AnyContext, AsyncLane, Lane, SyncLane
+from reliable_mq.consumer.processor import Processor
+from reliable_mq.consumer.retry_loop import RetryLoop
+from reliable_mq.durations import seconds
+from reliable_mq.errors import ReliableMQError
+from reliable_mq.handlers import HandlerSpec
+from reliable_mq.message import Delivery
+from reliable_mq.relay import Relay
+from reliable_mq.runtime import Runtime
+from reliable_mq.settings import Settings
+from reliable_mq.status import Counts
+from reliable_mq.store.retries import Retries
+
+log = logging.getLogger("reliable_mq")
+
+_CHECK = 0.02
+"""Seconds between two looks at whether everything is idle."""
+
+
+class Service:
+    """Starts the parts and stops them in order. Used once."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        settings: Settings,
+        events: ev.Events,
+        specs: Sequence[HandlerSpec],
+        *,
+        relay: bool,
+        around: Callable[[Delivery], AnyContext] | None,
+        application: object,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self._runtime = runtime
+        self._settings = settings
+        self._events = events
+        self._stop = threading.Event()
+        self._loop = loop
+        self._own_loop: _LoopThread | None = None
+        self._around = around
+        self._application = application
+        self.relay = self._make_relay() if relay else None
+        self._relay_thread: threading.Thread | None = None
+        self.consumers = [self._make_consumer(spec) for spec in specs]
+        self.retries = self._make_retries() if self.consumers else None
+        self._looker = Retries(runtime.store)
+
+    # --- parts ----------------------------------------------------------------------------------
+
+    def _make_relay(self) -> Relay:
+        runtime = self._runtime
+        return Relay(
+            runtime.store,
+            runtime.adapter,
+            settings=self._settings,
+            events=self._events,
+            clock=runtime.clock,
+            instance=runtime.instance,
+        )
+
+    def _make_consumer(self, spec: HandlerSpec) -> GroupConsumer:
+        processor = Processor(
+            spec,
+            store=self._runtime.store,
+            settings=self._settings,
+            events=self._events,
+            lane=self._lane(spec),
+            around=self._around,
+            application=self._application,
+        )
+        return GroupConsumer(
+            processor,
+            adapter=self._runtime.adapter,
+            settings=self._settings,
+            events=self._events,
+            stop=self._stop,
+        )
+
+    def _lane(self, spec: HandlerSpec) -> Lane:
+        if not spec.call.is_async:
+            return SyncLane(self._runtime.store, self._stop)
+        if self._loop is None:
+            self._own_loop = _LoopThread()
+            self._loop = self._own_loop.loop
+        return AsyncLane(self._runtime.store, self._stop, self._loop)
+
+    def _make_retries(self) -> RetryLoop:
+        loop = RetryLoop(
+            self.consumers,
+            store=self._runtime.store,
+            settings=self._settings,
+            events=self._events,
+            clock=self._runtime.clock,
+            instance=self._runtime.instance,
+            stop=self._stop,
+        )
+        for consumer in self.consumers:
+            consumer.on_waiting = loop.wake
+        return loop
+
+    # --- life -----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start every part on threads of its own."""
+        if self._own_loop is not None:
+            self._own_loop.start()
+        if self.relay is not None:
+            self._relay_thread = threading.Thread(
+                target=self.relay.run, args=(self._stop,), name="reliable-mq-relay", daemon=True
+            )
+            self._relay_thread.start()
+        for consumer in self.consumers:
+            consumer.start()
+        if self.retries is not None:
+            self.retries.start()
+
+    def stop(self) -> None:
+        """Stop intake, let what runs end within ``shutdown_timeout``, hand the rest back.
+
+        Blocks. What was not finished is unacknowledged: it comes again, and no attempt is counted.
+        """
+        self._stop.set()
+        if self.relay is not None:
+            self.relay.wake()
+        if self.retries is not None:
+            self.retries.wake()
+        # Consumers bound themselves; the margin is for their last words with the broker.
+        deadline = time.monotonic() + seconds(self._settings.consumer.shutdown_timeout) + 10.0
+        for consumer in self.consumers:
+            consumer.join(max(0.0, deadline - time.monotonic()))
+        if self.retries is not None:
+            self.retries.join(5.0)
+        if self._relay_thread is not None:
+            grace = seconds(self._settings.relay.publish_timeout) + 5.0
+            self._relay_thread.join(max(grace, deadline - time.monotonic()))
+        if self._own_loop is not None:
+            self._own_loop.stop()
+        left = sum(consumer.left for consumer in self.consumers)
+        if left:
+            log.warning("stopped with %d deliveries unfinished; they will be delivered again", left)
+
+    def parts(self) -> dict[str, str]:
+        """Return the state of relay, consumer and retries."""
+        relay = consumer = retries = "off"
+        if self._relay_thread is not None and self.relay is not None:
+            relay = _state(self._relay_thread.is_alive(), self.relay.healthy)
+        if self.consumers:
+            alive = all(not one.join(0) for one in self.consumers)
+            consumer = _state(alive, all(one.healthy for one in self.consumers))
+        if self.retries is not None:
+            retries = _state(self.retries.alive, self.retries.healthy)
+        return {"relay": relay, "consumer": consumer, "retries": retries}
+
+    # --- idleness -------------------------------------------------------------------------------
+
+    def counts(self) -> Counts:
+        """Return what this service did since its start."""
+        counts = [consumer.processor.reporter.counts for consumer in self.consumers]
+        return Counts(
+            sent=self.relay.sent if self.relay is not None else 0,
+            handled=sum(one.handled for one in counts),
+            duplicates=sum(one.duplicates for one in counts),
+            retried=sum(one.retried for one in counts),
+            dead_lettered=sum(one.dead_lettered for one in counts),
+        )
+
+    def wait_idle(self, timeout: float) -> Counts:
+        """Wait until nothing can move; ``TimeoutError`` says what is left."""
+        deadline = time.monotonic() + timeout
+        pause = threading.Event()
+        while True:
+            before = self.counts()
+            left = self._left()
+            if not left and before == self.counts():
+                return before
+            if time.monotonic() >= deadline:
+                what = "; ".join(left) or "work is still being done"
+                raise TimeoutError(f"not idle after {timeout:g} s: {what}")
+            pause.wait(_CHECK)
+
+    def _left(self) -> list[str]:
+        left: list[str] = []
+        if self.relay is not None and (sendable := self.relay.sendable()):
+            left.append(f"{sendable} messages in the outbox")
+        for consumer in self.consumers:
+            left.extend(self._left_of(consumer))
+        if not left and self.relay is not None and self.relay.sendable():
+            left.append("messages in the outbox")  # a handler published meanwhile
+        return left
+
+    def _left_of(self, consumer: GroupConsumer) -> list[str]:
+        topic, group = consumer.spec.topic, consumer.spec.group
+        name = f"{topic}/{group}"
+        try:
+            lag = self._runtime.adapter.lag(topic, group)
+        except ReliableMQError as error:
+            return [f"{name}: lag unknown ({error})"]
+        if lag:
+            return [f"{name}: {lag} messages not acknowledged"]
+        with self._runtime.store.engine.connect() as connection:
+            due_in = self._looker.next_due_in(connection, group, topic)
+        if due_in is not None and due_in <= 0:
+            return [f"{name}: a retry is due"]
+        if not consumer.scheduler.idle:
+            return [f"{name}: a handler is running"]
+        return []
+
+
+def _state(alive: bool, healthy: bool) -> str:
+    if not alive:
+        return "off"
+    return "running" if healthy else "stalled"
+
+
+class _LoopThread:
+    """An event loop on a thread of its own, for ``async def`` handlers of ``run()``."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="reliable-mq-loop", daemon=True)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_forever()
+        finally:
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+            self.loop.close()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Cancel what still runs and end the loop."""
+        asyncio.run_coroutine_threadsafe(_cancel_all(), self.loop).result(10.0)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(10.0)
+
+
+async def _cancel_all() -> None:
+    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,191 @@
+"""The queue between intake and workers, by itself."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from reliable_mq.adapter import Lost, Received
+from reliable_mq.consumer.items import Again, Ended, Item, make_item
+from reliable_mq.consumer.scheduler import Scheduler
+from reliable_mq.store.retries import Waiting
+from reliable_mq.message import Message
+from reliable_mq.wire import Limits, RawMessage
+
+
+def item(number: int, key: str | None = None, partition: str = "0", epoch: int = 1) -> Item:
+    raw = RawMessage(
+        topic="t",
+        body=str(number).encode(),
+        headers=[("message-id", f"m{number}".encode())],
+        key=key.encode() if key else None,
+    )
+    return make_item(Received(raw=raw, partition=partition, epoch=epoch, receipt=number), Limits())
+
+
+def scheduler(*, ordered: bool = True, concurrency: int = 4, transaction_size: int = 1) -> Scheduler:
+    return Scheduler(ordered=ordered, concurrency=concurrency, transaction_size=transaction_size)
+
+
+def numbers(items: object) -> list[int]:
+    return [one.received.receipt for one in items]  # type: ignore[attr-defined]
+
+
+def take(queue: Scheduler) -> list[int]:
+    work, _ = queue.try_take()
+    return numbers(work.items) if work is not None else []
+
+
+def test_a_key_is_given_to_one_worker_at_a_time() -> None:
+    queue = scheduler()
+    queue.put([item(1, "a"), item(2, "a"), item(3, "b")])
+    first, _ = queue.try_take()
+    second, _ = queue.try_take()
+    third, _ = queue.try_take()
+    assert first is not None and second is not None
+    assert {*numbers(first.items)} & {*numbers(second.items)} == set()
+    assert third is None or numbers(third.items) == []
+    queue.finish(first, [(one, Ended.HANDLED) for one in first.items])
+    assert take(queue) == [2]
+
+
+def test_without_order_all_workers_share_what_waits() -> None:
+    queue = scheduler(ordered=False, concurrency=2)
+    queue.put([item(n, "a") for n in range(10)])
+    assert take(queue) == [0, 1, 2, 3, 4]
+    assert take(queue) == [5, 6, 7, 8, 9]
+
+
+def test_what_ended_is_handed_out_for_acknowledgement_once() -> None:
+    queue = scheduler()
+    queue.put([item(1, "a")])
+    work, _ = queue.try_take()
+    assert work is not None
+    assert queue.take_finished() == []
+    queue.finish(work, [(work.items[0], Ended.HANDLED)])
+    assert [received.receipt for received in queue.take_finished()] == [1]
+    assert queue.take_finished() == []
+    assert queue.idle
+
+
+def test_what_was_not_begun_keeps_its_place_before_later_ones_of_its_key() -> None:
+    queue = scheduler(concurrency=1, transaction_size=3)
+    queue.put([item(n, "a") for n in (1, 2, 3)])
+    work, _ = queue.try_take()
+    assert work is not None
+    queue.put([item(4, "a")])
+    queue.finish(work, [(work.items[0], Ended.HANDLED)])
+    assert take(queue) == [2, 3, 4]
+
+
+def test_again_keeps_the_key_until_its_delay_is_over_and_lets_other_keys_go_on() -> None:
+    queue = scheduler(concurrency=1, transaction_size=2)
+    queue.put([item(1, "a"), item(2, "a")])
+    work, _ = queue.try_take()
+    assert work is not None
+    queue.put([item(3, "b")])
+    queue.finish(work, [(one, Again(3600.0)) for one in work.items])
+    assert take(queue) == [3]
+    assert take(queue) == []
+    assert queue.held_count == 3
+
+
+def test_again_without_a_delay_comes_back_first() -> None:
+    queue = scheduler(concurrency=1, transaction_size=2)
+    queue.put([item(n, "a") for n in (1, 2, 3)])
+    work, _ = queue.try_take()
+    assert work is not None
+    queue.finish(work, [(one, Again(0.0)) for one in work.items])
+    assert take(queue) == [1, 2]
+
+
+def test_lost_partitions_are_forgotten_up_to_their_epoch_only() -> None:
+    queue = scheduler(concurrency=1, transaction_size=10)
+    queue.put([item(1, "a", "p0", 1), item(2, "a", "p1", 1), item(3, "a", "p0", 2)])
+    assert queue.drop([Lost("p0", 1)]) == 1
+    assert take(queue) == [2, 3]
+
+
+def test_work_that_was_lost_meanwhile_is_not_acknowledged() -> None:
+    queue = scheduler()
+    queue.put([item(1, "a", "p0", 1)])
+    work, _ = queue.try_take()
+    assert work is not None
+    queue.drop([Lost("p0", 1)])
+    queue.finish(work, [(work.items[0], Ended.HANDLED)])
+    assert queue.take_finished() == []
+    assert queue.held_bytes == 0
+
+
+def test_a_redelivery_of_a_lost_message_waits_for_the_old_attempt_of_its_key() -> None:
+    queue = scheduler()
+    queue.put([item(1, "a", "p0", 1)])
+    work, _ = queue.try_take()
+    assert work is not None
+    queue.drop([Lost("p0", 1)])
+    queue.put([item(1, "a", "p0", 2)])
+    assert take(queue) == []
+    queue.finish(work, [(work.items[0], Ended.HANDLED)])
+    assert take(queue) == [1]
+
+
+def test_messages_without_a_key_have_no_order_even_in_an_ordered_group() -> None:
+    queue = scheduler(concurrency=2)
+    queue.put([item(1), item(2)])
+    assert take(queue) == [1]
+    assert take(queue) == [2]
+
+
+def test_a_retry_row_is_worked_on_once_at_a_time() -> None:
+    queue = scheduler()
+    row = Waiting(seq=7, group="g", attempt=1, message=Message(id="m", topic="t"), headers=(), replays=0)
+    assert queue.put_retry(row)
+    assert not queue.put_retry(row)
+    work, _ = queue.try_take()
+    assert work is not None and work.waiting is row
+    assert not queue.put_retry(row)
+    queue.finish(work, [])
+    assert queue.put_retry(row)
+
+
+def test_a_stop_gives_out_nothing_more_and_counts_what_is_left() -> None:
+    queue = scheduler()
+    queue.put([item(1, "a"), item(2, "b")])
+    work, _ = queue.try_take()
+    assert work is not None
+    assert queue.stop() == 1
+    assert queue.try_take() == (None, None)
+    assert queue.take() is None
+    assert not queue.wait_for_workers(0.0)
+    queue.finish(work, [(work.items[0], Ended.HANDLED)])
+    assert queue.wait_for_workers(0.0)
+    assert len(queue.take_finished()) == 1
+
+
+def test_a_waiting_worker_wakes_when_something_is_put() -> None:
+    queue = scheduler()
+    taken: list[int] = []
+    worker = threading.Thread(target=lambda: taken.extend(numbers(queue.take().items)))  # type: ignore[union-attr]
+    worker.start()
+    queue.put([item(1, "a")])
+    worker.join(10)
+    assert taken == [1]
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_every_delivery_is_given_out_until_it_ends(ordered: bool) -> None:
+    queue = scheduler(ordered=ordered, concurrency=3)
+    queue.put([item(n, f"k{n % 5}") for n in range(200)])
+    seen: list[int] = []
+    turn = 0
+    while (work := queue.try_take()[0]) is not None:
+        turn += 1
+        done = [(one, Again(0.0) if turn % 3 == 0 else Ended.HANDLED) for one in work.items]
+        seen.extend(n for n, (_, result) in zip(numbers(work.items), done) if result is Ended.HANDLED)
+        queue.finish(work, done)
+    assert sorted(seen) == list(range(200))
+    if ordered:
+        for k in range(5):
+            of_key = [n for n in seen if n % 5 == k]
+            assert of_key == sorted(of_key)
