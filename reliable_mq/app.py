@@ -44,7 +44,7 @@ from reliable_mq.runtime import Runtime
 from reliable_mq.service import Service
 from reliable_mq.settings import Settings
 from reliable_mq.status import Counts, Status
-from reliable_mq.store import current, outbox
+from reliable_mq.store import Store, current, outbox
 from reliable_mq.store.transactions import Transaction
 
 if TYPE_CHECKING:
@@ -116,6 +116,11 @@ class ReliableMQ:
     def settings(self) -> Settings:
         """The settings in force."""
         return self._settings
+
+    @property
+    def store(self) -> Store:
+        """The application's database with the library's tables: for tools."""
+        return self._runtime.store
 
     @property
     def events(self) -> Events:
