@@ -118,10 +118,11 @@ class _Inspection:
                 remedy = "decorate the bound method, as in mq.handler(...)(service.method)"
             raise self._error(f"the first parameter {first.name!r} has no annotation: {remedy}")
         payload = self._resolve(first)
-        self._check_members(first.name, introspection.members(payload))
+        self._check_members(first.name, payload)
         return payload
 
-    def _check_members(self, name: str, members: Sequence[Any]) -> None:
+    def _check_members(self, name: str, payload: Any) -> None:
+        members = introspection.members(payload)
         for member in members:
             source = self._source(member)
             if source not in (None, Source.MESSAGE):
@@ -129,9 +130,12 @@ class _Inspection:
                     f"the first parameter {name!r} is the payload, not a {source.value}: "
                     f"put the payload ({_PAYLOADS}) before it"
                 )
-            if len(members) > 1 and member in (bytes, Message):
+            # The raw body: nothing would apply a constraint, and nothing tells it from another.
+            if (member is bytes and payload is not bytes) or (
+                member is Message and len(members) > 1
+            ):
                 raise self._error(
-                    f"the payload {name!r} cannot be {member.__name__} or something else: "
+                    f"the payload {name!r} is the undecoded {member.__name__} or something else: "
                     f"annotate it with {member.__name__} alone"
                 )
 
