@@ -86,8 +86,12 @@ class StoreDialect(ABC):
         """Tell whether *error*, raised by :meth:`claim`, means "in flight elsewhere"."""
 
     @abstractmethod
-    def classify(self, error: BaseException) -> Trouble:
-        """Tell what *error*, raised by a statement or a COMMIT, means for the transaction."""
+    def classify(self, error: BaseException, connection: Connection | None = None) -> Trouble:
+        """Tell what *error*, raised by a statement or a COMMIT, means for the transaction.
+
+        MariaDB ends a silent transaction by closing the socket without a word. Only with the
+        *connection* given, it is told from any other loss by how long ago the limit began.
+        """
 
     @abstractmethod
     def insert_ignoring(self, table: Table) -> Insert:
@@ -129,3 +133,14 @@ def driver_error(error: BaseException) -> BaseException | None:
 def is_ours(connection: Connection) -> bool:
     """Tell whether the store made the engine of *connection*, READ COMMITTED from the start."""
     return OURS in connection.info
+
+
+def is_autocommit(connection: Connection) -> bool:
+    """Tell whether each statement on *connection* commits by itself, by its options or engine's.
+
+    A connection's ``in_transaction()`` is True all the same.
+    """
+    level = connection.get_execution_options().get("isolation_level")
+    if level is None:
+        level = getattr(connection.engine.dialect, "_on_connect_isolation_level", None)
+    return bool(level == "AUTOCOMMIT")

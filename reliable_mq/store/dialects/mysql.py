@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import (
     BigInteger,
@@ -24,7 +26,14 @@ from sqlalchemy.sql.visitors import InternalTraversal
 from typing_extensions import override
 
 from reliable_mq.errors import ConfigurationError
-from reliable_mq.store.dialects.base import Row, StoreDialect, Trouble, driver_error, is_ours
+from reliable_mq.store.dialects.base import (
+    Row,
+    StoreDialect,
+    Trouble,
+    driver_error,
+    is_autocommit,
+    is_ours,
+)
 from reliable_mq.store.dialects.claims import Expressions, Statements, parameters
 
 _LOCK_TIMEOUT = 1205
@@ -53,6 +62,7 @@ class MySQL(StoreDialect):
 
     def __init__(self) -> None:
         self._claims: dict[int | None, Statements[Insert]] = {}
+        self._limits_end: WeakKeyDictionary[Connection, float] = WeakKeyDictionary()
 
     @override
     def now(self) -> ColumnElement[int]:
@@ -66,6 +76,8 @@ class MySQL(StoreDialect):
             _limit_idling(connection, limit)
         else:
             _begin_read_committed(connection, limit)
+        if limit is not None and _is_mariadb(connection):
+            self._limits_end[connection] = time.monotonic() + limit
 
     @override
     def join(self, connection: Connection) -> None:
@@ -115,17 +127,19 @@ class MySQL(StoreDialect):
         return _code(error) == _LOCK_TIMEOUT
 
     @override
-    def classify(self, error: BaseException) -> Trouble:
+    def classify(self, error: BaseException, connection: Connection | None = None) -> Trouble:
         code = _code(error)
         if code in _BUSY:
             return Trouble.BUSY
         if code in _IDLE:
             return Trouble.IDLE
-        if code in _GONE:
-            return Trouble.GONE
-        if isinstance(error, DBAPIError) and error.connection_invalidated:
-            return Trouble.GONE
-        return Trouble.GONE if isinstance(error, InterfaceError | OSError) else Trouble.OTHER
+        if code in _GONE or isinstance(error, InterfaceError | OSError) or _invalidates(error):
+            return Trouble.IDLE if self._has_idled(connection) else Trouble.GONE
+        return Trouble.OTHER
+
+    def _has_idled(self, connection: Connection | None) -> bool:
+        end = None if connection is None else self._limits_end.get(connection)
+        return end is not None and time.monotonic() >= end
 
     @override
     def is_missing_table(self, error: DBAPIError) -> bool:
@@ -156,23 +170,14 @@ class MySQL(StoreDialect):
 
 
 def _begin_read_committed(connection: Connection, limit: int | None) -> None:
-    # Under REPEATABLE READ a read that meets the table's end blocks every producer.
-    if connection.get_execution_options().get("isolation_level") or _connects_autocommit(
-        connection
-    ):
-        connection.execution_options(isolation_level="READ COMMITTED")
-        connection.begin()
-        _limit_idling(connection, limit)
-        return
+    if is_autocommit(connection):
+        # To the server's own level, which is that of the session: nothing to put back.
+        connection.execution_options(isolation_level=connection.default_isolation_level)
     connection.begin()
     _limit_idling(connection, limit)
-    # For the next transaction only, which has not begun: one statement, nothing to put back.
+    # Under REPEATABLE READ a read that meets the table's end blocks every producer. This is for
+    # the next transaction only, which begins with the next statement.
     connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-
-
-def _connects_autocommit(connection: Connection) -> bool:
-    level = getattr(connection.engine.dialect, "_on_connect_isolation_level", None)
-    return bool(level == "AUTOCOMMIT")
 
 
 def _limit_idling(connection: Connection, limit: int | None) -> None:
@@ -243,6 +248,10 @@ def _lock_wait(connection: Connection, seconds: int) -> Iterator[None]:
 
 def _is_mariadb(connection: Connection) -> bool:
     return bool(getattr(connection.dialect, "is_mariadb", False))
+
+
+def _invalidates(error: BaseException) -> bool:
+    return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
 def _code(error: BaseException) -> int | None:

@@ -19,11 +19,11 @@ from sqlalchemy import (
     bindparam,
     column,
     func,
-    literal,
     literal_column,
     null,
     select,
     text,
+    true,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.exc import DBAPIError, InterfaceError
@@ -44,6 +44,8 @@ _MISSING = {"42P01", "3F000"}  # undefined_table, invalid_schema_name
 
 _SCHEMA_LOCK = 7307218391044825458  # any number, the same in every process
 _LIMIT = "reliable_mq_idle_limit"
+
+_LOCK_TIMEOUT: ColumnElement[str] = literal_column("'lock_timeout'", String)
 
 # now() is frozen at the transaction's begin.
 _NOW: ColumnElement[int] = literal_column(
@@ -106,11 +108,13 @@ class PostgreSQL(StoreDialect):
         return _sqlstate(error) == "55P03"
 
     @override
-    def classify(self, error: BaseException) -> Trouble:
-        state = _sqlstate(error)
+    def classify(self, error: BaseException, connection: Connection | None = None) -> Trouble:
+        states = _sqlstates(error)
+        state = states[0] if states else None
         if state in _BUSY:
             return Trouble.BUSY
-        if state in _IDLE:
+        # asyncpg reports a lost connection, with the server's last word as its cause.
+        if not _IDLE.isdisjoint(states):
             return Trouble.IDLE
         if state is not None:
             lost = state in _GONE or state.startswith(_GONE_CLASSES)
@@ -158,12 +162,14 @@ def _claim(inbox: Table, expressions: Expressions) -> Select[Any]:
     Each step reads from the one before it, and an aggregate reads all rows before its SELECT
     list is evaluated: so that is their order. The handler's own statements keep their limit.
     """
-    before = _step(select(func.current_setting("lock_timeout").label("value")), "old")
-    limit = func.set_config("lock_timeout", bindparam("lock_timeout", type_=String), True)
+    before = _step(select(func.current_setting(_LOCK_TIMEOUT).label("value")), "before")
+    limit = func.set_config(_LOCK_TIMEOUT, bindparam("lock_timeout", type_=String), true())
     bounded = _step(select(limit.label("value")).select_from(before), "bounded")
-    items = func.unnest(
+    given = func.unnest(
         bindparam("ids", type_=ARRAY(String)), bindparam("fingerprints", type_=ARRAY(LargeBinary))
-    ).table_valued(column("id", String), column("fingerprint", LargeBinary), name="item")
+    )
+    items = given.table_valued(column("id", String), column("fingerprint", LargeBinary))
+    items = items.render_derived("item")
     source = {
         "consumer_group": bindparam("consumer_group", type_=String),
         "topic": bindparam("topic", type_=String),
@@ -172,7 +178,7 @@ def _claim(inbox: Table, expressions: Expressions) -> Select[Any]:
         "received_at": expressions.get("received_at", null()),
         "done_at": expressions.get("done_at", null()),
     }
-    chosen = select(*source.values()).select_from(items).join(bounded, literal(True))
+    chosen = select(*source.values()).select_from(items).join(bounded, true())
     new = (
         insert(inbox)
         .from_select(list(source), chosen)
@@ -180,7 +186,7 @@ def _claim(inbox: Table, expressions: Expressions) -> Select[Any]:
         .returning(inbox.c.message_id)
         .cte("new")
     )
-    restored = func.set_config("lock_timeout", select(before.c.value).scalar_subquery(), True)
+    restored = func.set_config(_LOCK_TIMEOUT, select(before.c.value).scalar_subquery(), true())
     return select(func.array_agg(new.c.message_id), restored)
 
 
@@ -189,13 +195,20 @@ def _step(query: Select[Any], name: str) -> Any:
 
 
 def _sqlstate(error: BaseException) -> str | None:
-    original = driver_error(error)
-    for candidate in (original, getattr(original, "__cause__", None)):
+    return next(iter(_sqlstates(error)), None)
+
+
+def _sqlstates(error: BaseException) -> list[str]:
+    """Return the states of the driver's error and of its causes."""
+    states: list[str] = []
+    cause = driver_error(error)
+    while cause is not None:
         # psycopg2, which an application's own engine may use, calls it pgcode.
-        state = getattr(candidate, "sqlstate", None) or getattr(candidate, "pgcode", None)
+        state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
         if isinstance(state, str):
-            return state
-    return None
+            states.append(state)
+        cause = cause.__cause__
+    return states
 
 
 def _without_state(error: BaseException) -> Trouble:

@@ -78,7 +78,7 @@ class SQLite(StoreDialect):
         return self.classify(error) is Trouble.BUSY
 
     @override
-    def classify(self, error: BaseException) -> Trouble:
+    def classify(self, error: BaseException, connection: Connection | None = None) -> Trouble:
         text = str(driver_error(error))
         if isinstance(error, OperationalError) and text.startswith(_BUSY_TEXTS):
             return Trouble.BUSY
