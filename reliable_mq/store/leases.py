@@ -84,18 +84,23 @@ class Plan:
     share: int
 
 
-def fair_plan(rows: Sequence[LeaseRow], *, owner: str, members: int, free: Collection[str]) -> Plan:
-    """Return what *owner* keeps, releases and takes, one of *members* that share *rows*.
+def fair_plan(
+    rows: Sequence[LeaseRow], *, owner: str, others: Collection[str], free: Collection[str]
+) -> Plan:
+    """Return what *owner* keeps, releases and takes where the *others* share *rows* with it.
 
-    *free* are the names that may be taken. Where to begin among them depends on the owner, so
-    that two candidates rarely want the same.
+    *free* are the names that may be taken. What does not divide evenly goes to the first owners
+    by name, so that all shares together are all rows. Where to begin among the free ones depends
+    on the owner, so that two candidates rarely want the same.
     """
-    share = -(-len(rows) // max(1, members))
+    everybody = sorted({*others, owner})
+    share, rest = divmod(len(rows), len(everybody))
+    share += everybody.index(owner) < rest
     mine = [row.name for row in rows if row.owner == owner]
-    wanted = max(0, share - len(mine))
     candidates = [row for row in rows if row.owner != owner and row.name in free]
     start = zlib.crc32(owner.encode()) % max(1, len(candidates))
     candidates = candidates[start:] + candidates[:start]
+    wanted = max(0, share - len(mine))
     return Plan(tuple(mine[:share]), tuple(mine[share:]), tuple(candidates[:wanted]), share)
 
 
@@ -178,6 +183,18 @@ class LeaseSet:
         )
         return set(found.scalars())
 
+    def would_change(self, connection: Connection) -> bool:
+        """Tell, by reading only, whether a :meth:`renew` now would bring or cost anything.
+
+        A cheap look between the renewals that are due anyway, to notice soon that a member came
+        or that something is free.
+        """
+        rows = self._select_all(connection)
+        plan = self._plan(rows, self._clock.monotonic())
+        shared = [rows[name] for name in self._names if name in rows]
+        mine = {row.name: row.epoch for row in shared if row.owner == self._owner}
+        return bool(plan.release or plan.take) or mine != self._held
+
     # --- changing it -----------------------------------------------------------------------------
 
     def ensure(self) -> None:
@@ -202,6 +219,13 @@ class LeaseSet:
         self._until = started + self._duration * _SAFE_PART
         self._share = plan.share
         return self._become(held)
+
+    def release(self, name: str) -> None:
+        """Give up one of what is held; the next :meth:`renew` may take it again."""
+        with self._store.transaction() as connection:
+            one = and_(self._ours(), self._lease.c.name == name)
+            connection.execute(self._update(one, owner=None, expires_at=0))
+        self._become({held: epoch for held, epoch in self._held.items() if held != name})
 
     def release_all(self) -> None:
         """Give everything up, so that others need not wait for the expiry. Idempotent."""
@@ -245,9 +269,10 @@ class LeaseSet:
     def _plan(self, rows: Mapping[str, LeaseRow], now: float) -> Plan:
         stalled = self._stalled(rows.values(), now)
         free = {name for name, row in rows.items() if row.free or name in stalled}
-        others = {name for name in rows if name.startswith(MEMBER)} - free - {self._member}
+        members = {name for name in rows if name.startswith(MEMBER)} - free
+        others = {name.removeprefix(MEMBER) for name in members}
         shared = [rows[name] for name in self._names if name in rows]
-        return fair_plan(shared, owner=self._owner, members=len(others) + 1, free=free)
+        return fair_plan(shared, owner=self._owner, others=others, free=free)
 
     def _stalled(self, rows: Iterable[LeaseRow], now: float) -> set[str]:
         """Remember each row's mark; return the names whose mark is older than it may get."""

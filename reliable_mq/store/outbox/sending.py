@@ -52,6 +52,7 @@ class Later:
     row: Outgoing
     cause: str
     delay: float | None
+    no_route: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,131 @@
+"""Writing to the store what became of a batch, beside the publishing of the next one."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+from sqlalchemy.exc import DBAPIError
+
+from reliable_mq.events import Events, MessageHeld, MessageSent
+from reliable_mq.relay.verdict import Verdict
+from reliable_mq.store import Store
+from reliable_mq.store.dialects import Trouble
+from reliable_mq.store.leases import LeaseSet
+from reliable_mq.store.outbox.reading import Outgoing
+from reliable_mq.store.outbox.sending import Unfit, hold, settle
+
+log = logging.getLogger("reliable_mq")
+
+_BUSY_TRIES = 5
+
+T = TypeVar("T")
+
+
+class Settler:
+    """Writes verdicts in the order in which they came; one that fails stays until it is written.
+
+    Used by one thread; the writing itself may be done by another (:meth:`beside`).
+    """
+
+    def __init__(self, store: Store, leases: LeaseSet, events: Events) -> None:
+        self._store = store
+        self._leases = leases
+        self._events = events
+        self._unsettled: deque[Verdict] = deque()
+        self._executor: ThreadPoolExecutor | None = None
+        self._writing: Future[None] | None = None
+        self.sent = 0
+        self.held = 0
+
+    @property
+    def unsettled(self) -> int:
+        """How many confirmed messages still have their row: if we end now, they are sent again."""
+        return sum(len(verdict.sent) for verdict in self._unsettled)
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Inside the block write on another thread, so that publishing need not wait for it."""
+        with ThreadPoolExecutor(1, thread_name_prefix="reliable-mq-settle") as self._executor:
+            try:
+                yield
+            finally:
+                self._executor = None
+
+    def begin(self, verdict: Verdict) -> None:
+        """Write *verdict*, maybe while the caller goes on. Raises what the one before raised."""
+        self.finish()
+        self._unsettled.append(verdict)
+        if self._executor is None:
+            self._write_all()
+        else:
+            self._writing = self._executor.submit(self._write_all)
+
+    def finish(self) -> None:
+        """Wait for what is being written; raise the database's error where it failed."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def settle(self) -> None:
+        """Write everything there is, now. Raises the database's error where that fails."""
+        self.finish()
+        self._write_all()
+
+    def _write_all(self) -> None:
+        while self._unsettled:
+            self._write(self._unsettled[0])
+            self._unsettled.popleft()
+
+    def _write(self, verdict: Verdict) -> None:
+        self._patiently(lambda: settle(self._store, verdict.sent, verdict.later))
+        self.sent += len(verdict.sent)
+        # What follows may fail, and is then done again; this part is not repeated.
+        sent, verdict.sent, verdict.later = verdict.sent, [], []
+        for row in sent if self._events.wants(MessageSent) else ():
+            self._events.emit(_sent(row, verdict.elapsed))
+        if verdict.unfit:
+            self._hold(verdict)
+
+    def _hold(self, verdict: Verdict) -> None:
+        try:
+            moved = self._patiently(lambda: hold(self._store, verdict.unfit, self._leases))
+        except DBAPIError as error:
+            if self._store.dialect.classify(error) is not Trouble.OTHER:
+                raise
+            # Not the weather but these rows or that table: they stay, and others go on.
+            log.exception("%d refused messages cannot be held", len(verdict.unfit))
+            return
+        self.held += len(moved)
+        for item in moved:
+            self._report(item)
+
+    def _report(self, item: Unfit) -> None:
+        message_id = item.row.message.id if item.row.message is not None else str(item.row.id)
+        log.error(
+            "message %s for %s was refused and is held, row %d: %s",
+            message_id,
+            item.row.topic,
+            item.row.id,
+            item.cause,
+        )
+        self._events.emit(MessageHeld(item.row.topic, message_id, item.cause))
+
+    def _patiently(self, write: Callable[[], T]) -> T:
+        """Repeat *write* where the database undid it for the sake of another transaction."""
+        for _ in range(_BUSY_TRIES - 1):
+            try:
+                return write()
+            except DBAPIError as error:
+                if self._store.dialect.classify(error) is not Trouble.BUSY:
+                    raise
+        return write()
+
+
+def _sent(row: Outgoing, elapsed: float) -> MessageSent:
+    age = max(0.0, (row.read_at - row.created_at) / 1e6) + elapsed
+    return MessageSent(row.topic, row.message.id if row.message is not None else "", age)

@@ -1,0 +1,156 @@
+"""Hints from a process that appended to the outbox to the relays of other processes.
+
+PostgreSQL only, by NOTIFY. A hint may be lost: a relay looks by itself every ``poll_interval``.
+It goes out on a connection of its own after the commit, because a NOTIFY inside a business
+transaction makes all committing transactions of the database queue up at one lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from reliable_mq.store import Store
+
+log = logging.getLogger("reliable_mq")
+
+_GAP = 0.01
+"""Seconds between two hints: more of them would wake nobody sooner."""
+
+_SLICE = 0.5
+_RECONNECT = 5.0
+_CHECK_EVERY = 60
+
+
+def channel_of(store: Store) -> str:
+    """Return the channel of this store's outbox: one for each table prefix and schema."""
+    name = store.tables.outbox.fullname
+    return "reliable_mq_" + hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+
+
+class Notifier:
+    """Tells other processes, soon after each commit, that there are rows to send.
+
+    To be started in every process that appends. Does nothing but on PostgreSQL. Many commits
+    within a hundredth of a second make one hint, and the last of them is always followed by one.
+    Never blocks or fails a commit: it works on a thread of its own, which the first commit starts
+    (also the first one in a forked process).
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._due = threading.Event()
+        self._closed = threading.Event()
+        self._guard = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Listen for commits. Idempotent."""
+        if self._store.dialect.name != "postgresql":
+            return
+        self._closed.clear()
+        if self._appended not in self._store.on_appended:
+            self._store.on_appended.append(self._appended)
+
+    def close(self) -> None:
+        """Stop; a hint that is due may not go out. Idempotent."""
+        if self._appended in self._store.on_appended:
+            self._store.on_appended.remove(self._appended)
+        self._closed.set()
+        self._due.set()
+        if self._thread is not None:
+            self._thread.join(5.0)
+
+    def _appended(self) -> None:
+        self._due.set()
+        if self._thread is None or not self._thread.is_alive():
+            self._launch()
+
+    def _launch(self) -> None:
+        with self._guard:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(
+                    target=self._run, name="reliable-mq-notify", daemon=True
+                )
+                self._thread.start()
+
+    def _run(self) -> None:
+        notify = text(f"NOTIFY {channel_of(self._store)}")
+        while True:
+            self._due.wait()
+            if self._closed.is_set():
+                return
+            # Cleared before it is sent: a commit from here on makes another hint.
+            self._due.clear()
+            try:
+                with self._store.engine.connect() as connection:
+                    connection.execution_options(isolation_level="AUTOCOMMIT").execute(notify)
+            except SQLAlchemyError as error:
+                log.debug("no hint was sent, the relays find the rows by themselves: %r", error)
+            self._closed.wait(_GAP)
+
+
+class Listener:
+    """Calls *woken* for each hint, on a thread of its own. Connects again by itself.
+
+    Works with psycopg on PostgreSQL; with anything else it does nothing.
+    """
+
+    def __init__(self, store: Store, woken: Callable[[], None]) -> None:
+        self._store = store
+        self._woken = woken
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread, where there is something to listen to."""
+        dialect = self._store.engine.dialect
+        if (dialect.name, dialect.driver) == ("postgresql", "psycopg"):
+            self._thread = threading.Thread(
+                target=self._run, name="reliable-mq-listen", daemon=True
+            )
+            self._thread.start()
+
+    def close(self) -> None:
+        """End the thread; blocks up to a second or so. Idempotent."""
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join(5.0)
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            try:
+                self._listen()
+            except Exception as error:  # noqa: BLE001 - a hint is a comfort, polling goes on
+                log.debug("no hints about new outbox rows for now: %r", error)
+                self._closed.wait(_RECONNECT)
+
+    def _listen(self) -> None:
+        # Through the engine, for its way to log in; detached, because LISTEN must not be left
+        # on a connection that goes back to the pool.
+        pooled = self._store.engine.raw_connection()
+        pooled.detach()
+        try:
+            connection: Any = pooled.driver_connection
+            connection.autocommit = True
+            connection.execute(f"LISTEN {channel_of(self._store)}")
+            self._woken()
+            while not self._closed.is_set():
+                self._receive(connection)
+        finally:
+            pooled.close()
+
+    def _receive(self, connection: Any) -> None:
+        for _ in range(_CHECK_EVERY):
+            for _hint in connection.notifies(timeout=_SLICE):
+                self._woken()
+            if self._closed.is_set():
+                return
+        # A connection that died silently would look like one on which nothing happens.
+        connection.execute("SELECT 1")
