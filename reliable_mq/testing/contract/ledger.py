@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from reliable_mq.adapter import Received
+from reliable_mq.errors import TransportError
 from reliable_mq.testing.contract.messages import key_of, number_of
 from reliable_mq.testing.contract.readers import Reader
 from reliable_mq.testing.contract.waiting import wait_for
@@ -91,5 +92,10 @@ class Ledger:
             self.deliver(reader, taken)
             # What was held since before is done now as well.
             done = list(reader.held)
-            reader.ack(done)
+            try:
+                reader.ack(done)
+            except TransportError:
+                # Whether the broker took it is open: it may come again, and need not.
+                if not through_outage:
+                    raise
             self.ack(done)
