@@ -1,0 +1,127 @@
+"""What the broker shows over AMQP of settings that would break the promises.
+
+Policies are not among it: those are seen by the management interface only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from ipaddress import ip_address
+from typing import Any
+
+from reliable_mq.adapter import Finding, GroupSpec, Severity, TopicSpec
+from reliable_mq_rabbitmq import errors
+from reliable_mq_rabbitmq.asking import AskingChannel
+from reliable_mq_rabbitmq.connection import Connection
+from reliable_mq_rabbitmq.declare import existing_partitions, message_count
+from reliable_mq_rabbitmq.options import Options
+from reliable_mq_rabbitmq.topology import layout_of, queue_arguments
+
+_OLDEST_VERSION = (3, 8)
+
+
+class Inspection:
+    """One look at the broker, with the eyes of an ordinary client."""
+
+    def __init__(self, connection: Connection, options: Options) -> None:
+        self._connection = connection
+        self._options = options
+        self._timeout = options.operation_timeout
+
+    def findings(
+        self, topics: Mapping[str, TopicSpec], groups: Collection[GroupSpec]
+    ) -> Iterator[Finding]:
+        """Look at the connection, then at what was declared."""
+        yield from self._transport()
+        yield from self._version()
+        for topic in sorted(topics):
+            if not self._exchange_exists(topic):
+                yield _missing(f"topic {topic!r}", f"there is no exchange {topic!r}")
+        for group in sorted(groups, key=lambda spec: (spec.topic, spec.group)):
+            yield from self._group(group, topics)
+
+    def _transport(self) -> Iterator[Finding]:
+        far = [host for host, _ in self._options.hosts if not _is_loopback(host)]
+        if far and not self._options.tls:
+            yield Finding(
+                severity=Severity.WARNING,
+                subject="broker_url",
+                what=f"amqp:// sends password and messages to {', '.join(far)} as plain text",
+                why="whoever can listen on the way can read and send messages",
+                remedy="use amqps://, unless that network is private",
+            )
+
+    def _version(self) -> Iterator[Finding]:
+        version = str(self._connection.opened().server_properties.get("version", ""))
+        numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+        if numbers and numbers < _OLDEST_VERSION:
+            yield Finding(
+                severity=Severity.ERROR,
+                subject="RabbitMQ",
+                what=f"the broker has version {version}",
+                why="it has no quorum queues, on which durability and order rest",
+                remedy="upgrade to 3.10 or later",
+            )
+
+    def _group(self, group: GroupSpec, topics: Mapping[str, TopicSpec]) -> Iterator[Finding]:
+        layout = layout_of(group.topic, topics)
+        subject = f"group {group.group!r} of topic {group.topic!r}"
+        existing = existing_partitions(self._connection, self._timeout, group.group, layout)
+        if existing is not None:
+            yield Finding(
+                severity=Severity.ERROR,
+                subject=subject,
+                what=f"its queues exist for {existing} partitions, {layout.partitions} are named",
+                why="what is published for the one number does not reach queues of the other",
+                remedy="name the same number in every service",
+            )
+            return
+        for queue in layout.queues(group.group):
+            if message_count(self._connection, self._timeout, queue) is None:
+                yield _missing(subject, f"there is no queue {queue!r}")
+            else:
+                yield from self._kind(subject, queue, group, topics.get(group.topic))
+
+    def _kind(
+        self, subject: str, queue: str, group: GroupSpec, topic: TopicSpec | None
+    ) -> Iterator[Finding]:
+        factor = topic.replication_factor if topic is not None else None
+        arguments = queue_arguments(ordered=group.ordered, replication_factor=factor)
+        # It exists, so that this declares nothing: the broker only compares.
+        refusal = self._refusal("queue_declare", queue=queue, durable=True, arguments=arguments)
+        if refusal is not None:
+            yield Finding(
+                severity=Severity.ERROR,
+                subject=subject,
+                what=f"queue {queue!r} is not as it should be: {refusal}",
+                why="durability, order and redelivery depend on the kind of queue",
+                remedy="delete it when it is empty and declare anew, or use a new group name",
+            )
+
+    def _exchange_exists(self, name: str) -> bool:
+        return self._refusal("exchange_declare", exchange=name, passive=True) is None
+
+    def _refusal(self, operation: str, **arguments: Any) -> errors.ChannelRefused | None:
+        try:
+            with AskingChannel(self._connection, self._timeout) as channel:
+                channel.ask(operation, **arguments)
+        except errors.ChannelRefused as error:
+            return error
+        return None
+
+
+def _missing(subject: str, what: str) -> Finding:
+    return Finding(
+        severity=Severity.ERROR,
+        subject=subject,
+        what=what,
+        why="messages for it have no place to go; they wait in the outbox",
+        remedy="run declare",
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

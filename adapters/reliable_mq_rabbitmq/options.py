@@ -1,0 +1,211 @@
+"""What a broker URL and the client options say, checked and without any I/O."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import pika
+
+from reliable_mq.errors import ConfigurationError
+from reliable_mq.redaction import redact_url
+
+PLAIN_PORT = 5672
+TLS_PORT = 5671
+
+_TLS_OPTIONS = frozenset({"cafile", "certfile", "keyfile", "server_hostname"})
+_CLIENT_OPTIONS = frozenset(
+    {"channel_max", "client_properties", "frame_max", "locale", "tcp_options"}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Where and how to connect. Times in seconds; the password stays out of the repr."""
+
+    hosts: tuple[tuple[str, int], ...]
+    virtual_host: str = "/"
+    user: str = "guest"
+    password: str = field(default="guest", repr=False)
+    tls: bool = False
+    cafile: str | None = None
+    certfile: str | None = None
+    keyfile: str | None = None
+    server_hostname: str | None = None
+    heartbeat: int = 10
+    connection_timeout: float = 5.0
+    blocked_connection_timeout: float = 30.0
+    operation_timeout: float = 30.0
+    confirm_window: int = 1000
+    client: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def parameters(self, host: str, port: int, name: str) -> pika.ConnectionParameters:
+        """Return pika's parameters for one host; *name* is what the broker shows of us.
+
+        Raises :class:`ConfigurationError` for certificates that cannot be read.
+        """
+        client = dict(self.client)
+        shown = {"connection_name": name, **client.pop("client_properties", {})}
+        return pika.ConnectionParameters(
+            host=host,
+            port=port,
+            virtual_host=self.virtual_host,
+            credentials=pika.PlainCredentials(self.user, self.password),
+            ssl_options=self._ssl_options(host),
+            heartbeat=self.heartbeat,
+            blocked_connection_timeout=self.blocked_connection_timeout,
+            socket_timeout=self.connection_timeout,
+            stack_timeout=self.connection_timeout,
+            connection_attempts=1,
+            retry_delay=0,
+            client_properties=shown,
+            **client,
+        )
+
+    def _ssl_options(self, host: str) -> pika.SSLOptions | None:
+        if not self.tls:
+            return None
+        # The default context requires a certificate and compares the host name.
+        try:
+            context = ssl.create_default_context(cafile=self.cafile)
+            if self.certfile is not None:
+                context.load_cert_chain(self.certfile, self.keyfile)
+        except (OSError, ssl.SSLError) as error:
+            files = ", ".join(filter(None, (self.cafile, self.certfile, self.keyfile)))
+            raise ConfigurationError(
+                f"the certificates or the key of broker_url ({files}) cannot be read: {error}"
+            ) from error
+        return pika.SSLOptions(context, self.server_hostname or host)
+
+
+def parse(url: str, client_options: Mapping[str, object]) -> Options:
+    """Return the options of *url*; raise :class:`ConfigurationError` for what is not understood."""
+    parts = urlsplit(url)
+    tls = parts.scheme.lower() == "amqps"
+    query = _Query(parts.query, url)
+    userinfo, _, netloc = parts.netloc.rpartition("@")
+    user, _, password = userinfo.partition(":")
+    if parts.fragment or "@" in userinfo or "/" in parts.path[1:]:
+        raise ConfigurationError(
+            f"broker_url {redact_url(url)!r} is not understood: write "
+            "amqp://user:password@host1:5672,host2/vhost with the user once, and special "
+            "characters of user, password and virtual host percent-encoded"
+        )
+    options = Options(
+        hosts=tuple(
+            _host(part, TLS_PORT if tls else PLAIN_PORT, url) for part in netloc.split(",")
+        ),
+        virtual_host=unquote(parts.path[1:]) or "/",
+        user=unquote(user) if userinfo else "guest",
+        password=unquote(password) if userinfo else "guest",
+        tls=tls,
+        client=_client_options(client_options),
+        **query.tls(allowed=tls),
+        **query.numbers(),
+    )
+    query.refuse_the_rest()
+    _check_with_pika(options)
+    return options
+
+
+def _host(text: str, default_port: int, url: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(f"//{text}")
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ConfigurationError(f"broker_url {redact_url(url)!r}: {error}") from error
+    if not host:
+        raise ConfigurationError(
+            f"broker_url {redact_url(url)!r} names no host; write amqp://localhost:5672"
+        )
+    return host, port or default_port
+
+
+class _Query:
+    """The query of the URL, from which each option is taken once."""
+
+    def __init__(self, text: str, url: str) -> None:
+        self._url = redact_url(url)
+        self._left: dict[str, str] = {}
+        for name, value in parse_qsl(text, keep_blank_values=True):
+            if name in self._left:
+                raise ConfigurationError(f"broker_url {self._url!r} has the option {name!r} twice")
+            self._left[name] = value
+
+    def tls(self, *, allowed: bool) -> dict[str, Any]:
+        found = {name: self._left.pop(name) for name in _TLS_OPTIONS & self._left.keys()}
+        if found and not allowed:
+            raise ConfigurationError(
+                f"broker_url {self._url!r}: {', '.join(sorted(found))} needs amqps://"
+            )
+        if "keyfile" in found and "certfile" not in found:
+            raise ConfigurationError(f"broker_url {self._url!r}: keyfile needs certfile")
+        return found
+
+    def numbers(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        self._take(found, "heartbeat", int, 1, 3600)
+        self._take(found, "connection_timeout", float, 0.1, 3600)
+        self._take(found, "blocked_connection_timeout", float, 1, 86400)
+        self._take(found, "operation_timeout", float, 0.1, 3600)
+        self._take(found, "confirm_window", int, 1, 65535)
+        return found
+
+    def _take(
+        self, found: dict[str, Any], name: str, kind: type[int | float], low: float, high: float
+    ) -> None:
+        if name not in self._left:
+            return
+        text = self._left.pop(name)
+        try:
+            value = kind(text)
+        except ValueError:
+            value = -1
+        if not low <= value <= high:
+            raise ConfigurationError(
+                f"broker_url {self._url!r}: {name}={text} must be "
+                f"{'a whole number' if kind is int else 'a number'} from {low:g} to {high:g}"
+                + _WHY.get(name, "")
+            )
+        found[name] = value
+
+    def refuse_the_rest(self) -> None:
+        if self._left:
+            raise ConfigurationError(
+                f"broker_url {self._url!r} has unknown options: {', '.join(sorted(self._left))}"
+            )
+
+
+_WHY = {
+    "heartbeat": " (seconds; without heartbeats a process that hangs would keep its messages)",
+    "blocked_connection_timeout": " (seconds)",
+    "connection_timeout": " (seconds)",
+    "operation_timeout": " (seconds)",
+}
+
+
+def _client_options(given: Mapping[str, object]) -> Mapping[str, Any]:
+    unknown = sorted(given.keys() - _CLIENT_OPTIONS)
+    if unknown:
+        raise ConfigurationError(
+            f"client_options {', '.join(map(repr, unknown))} cannot be given to RabbitMQ's client; "
+            f"possible are {', '.join(sorted(_CLIENT_OPTIONS))} and the options of broker_url"
+        )
+    properties = given.get("client_properties", {})
+    if not isinstance(properties, Mapping) or "capabilities" in properties:
+        raise ConfigurationError(
+            "client_options['client_properties'] must be a mapping without 'capabilities': "
+            "confirms and cancel notifications depend on them"
+        )
+    return dict(given)
+
+
+def _check_with_pika(options: Options) -> None:
+    """Let pika judge the values that it alone knows, without reading a certificate."""
+    try:
+        pika.ConnectionParameters(**dict(options.client))
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"client_options for RabbitMQ's client: {error}") from error
