@@ -98,9 +98,7 @@ def _check_movable(
         raise ConfigurationError(
             f"{lead}{held} messages are held; retry or discard them first (outbox ls)"
         )
-    if _is_leased(connection, tables.lease, now, instance) or _is_leased(
-        connection, tables.topic_cursor, now, instance
-    ):
+    if _is_leased(connection, tables.lease, now, instance):
         raise ConfigurationError(f"{lead}another process still runs with it; stop it first")
 
 

@@ -1,0 +1,207 @@
+"""Publishing: one transaction a call, offsets drawn under a lock on each partition's row."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, bindparam, insert, select, tuple_, update
+from sqlalchemy.exc import DataError
+
+from reliable_mq.adapter import SENT, Outcome, Refused, Unknown, Unroutable
+from reliable_mq.errors import ConfigurationError, ReliableMQError, TransportError
+from reliable_mq.message import Message
+from reliable_mq.partitioning import partition_for
+from reliable_mq_sql.database import Database
+from reliable_mq_sql.rows import to_row, why_refused
+from reliable_mq_sql.topology import TopicRow, Topology
+
+Place = tuple[str, int]
+Check = Callable[[], None]
+
+
+class _TopicChanged(Exception):
+    """A topic is not as it was remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    index: int
+    message: Message
+    place: Place
+
+
+class _Draft:
+    """The outcomes of one call as they become known, under the prefix rule."""
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        self.messages = messages
+        self._outcomes: dict[int, Outcome] = {}
+        self._not_stored: dict[tuple[str, str], int] = {}
+
+    def open(self) -> Iterator[tuple[int, Message]]:
+        """Yield what has no outcome yet; what follows a message not stored is settled here."""
+        for index, message in enumerate(self.messages):
+            if index in self._outcomes:
+                continue
+            if self._follows_one_not_stored(index, message):
+                self.settle(index, Unknown("an earlier message of its key was not stored"))
+            else:
+                yield index, message
+
+    def _follows_one_not_stored(self, index: int, message: Message) -> bool:
+        if message.key is None:
+            return False
+        return index > self._not_stored.get((message.topic, message.key), index)
+
+    def settle(self, index: int, outcome: Outcome) -> None:
+        """Note an outcome."""
+        self._outcomes[index] = outcome
+        message = self.messages[index]
+        if outcome != SENT and message.key is not None:
+            place = (message.topic, message.key)
+            self._not_stored[place] = min(index, self._not_stored.get(place, index))
+
+    def settle_all(self, outcome: Outcome) -> None:
+        """Note the same outcome for what has none."""
+        for index in range(len(self.messages)):
+            self._outcomes.setdefault(index, outcome)
+
+    def outcomes(self) -> list[Outcome]:
+        """Return the outcomes, one a message."""
+        return [self._outcomes[index] for index in range(len(self.messages))]
+
+
+class Publisher:
+    """Publishes to the log. Thread-safe."""
+
+    def __init__(self, database: Database, topology: Topology, max_body: int) -> None:
+        self._database = database
+        self._topology = topology
+        self._max_body = max_body
+        self._turns: defaultdict[str, itertools.count[int]] = defaultdict(itertools.count)
+
+    def publish(self, messages: Sequence[Message], timeout: float) -> list[Outcome]:
+        """See ``Adapter.publish``."""
+        draft = _Draft(messages)
+        end = time.monotonic() + timeout
+        for index, message in draft.open():
+            reason = why_refused(message, self._max_body)
+            if reason is not None:
+                draft.settle(index, Refused(reason))
+        try:
+            self._database.within(timeout, lambda check: self._store(draft, end, check))
+        except ConfigurationError as error:
+            draft.settle_all(Unroutable(str(error)))
+        except TransportError as error:
+            draft.settle_all(Unknown(str(error)))
+        except _TopicChanged:
+            draft.settle_all(Unroutable("a topic lacks partitions: declare it again"))
+        return draft.outcomes()
+
+    def _store(self, draft: _Draft, end: float, check: Check) -> None:
+        try:
+            self._store_once(draft, end, check)
+        except _TopicChanged:
+            # Somebody dropped or remade a topic: it was looked up anew, and is now as it is.
+            self._store_once(draft, end, check)
+
+    def _store_once(self, draft: _Draft, end: float, check: Check) -> None:
+        topics = self._topology.find({message.topic for _, message in draft.open()})
+        for index, message in draft.open():
+            if message.topic not in topics:
+                reason = f"topic {message.topic!r} does not exist: declare it"
+                draft.settle(index, Unroutable(reason))
+        entries = [self._entry(index, message, topics) for index, message in draft.open()]
+        try:
+            self._store_together(draft, entries, end, check)
+        except _TopicChanged:
+            self._topology.forget(topics)
+            raise
+
+    def _entry(self, index: int, message: Message, topics: Mapping[str, TopicRow]) -> _Entry:
+        partitions = topics[message.topic].partitions
+        if message.key is None:
+            partition = next(self._turns[message.topic]) % partitions
+        else:
+            partition = partition_for(message.key.encode(), partitions)
+        return _Entry(index, message, (message.topic, partition))
+
+    def _store_together(
+        self, draft: _Draft, entries: Sequence[_Entry], end: float, check: Check
+    ) -> None:
+        if not entries:
+            return
+        try:
+            self._write(entries, end, check)
+        except ReliableMQError as error:
+            if not isinstance(error.__cause__, DataError):
+                raise
+            self._store_one_by_one(draft, entries, end, check)
+        else:
+            for entry in entries:
+                draft.settle(entry.index, SENT)
+
+    def _store_one_by_one(
+        self, draft: _Draft, entries: Sequence[_Entry], end: float, check: Check
+    ) -> None:
+        """Find the message that the database cannot hold, without blocking the others."""
+        if len(entries) == 1:
+            draft.settle(entries[0].index, Refused("the database cannot hold this message"))
+            return
+        by_index = {entry.index: entry for entry in entries}
+        for index, _ in draft.open():
+            if index in by_index:
+                self._store_together(draft, [by_index[index]], end, check)
+
+    def _write(self, entries: Sequence[_Entry], end: float, check: Check) -> None:
+        def work(connection: Connection) -> None:
+            _append(connection, self._database, entries)
+            check()
+
+        self._database.write(work, patience=max(0.0, end - time.monotonic()))
+
+
+def _append(connection: Connection, database: Database, entries: Sequence[_Entry]) -> None:
+    tables = database.store.tables
+    part = tables.topic_partition
+    places = {entry.place for entry in entries}
+    offsets, now = _lock(connection, database, places)
+    rows = []
+    for entry in entries:
+        offset = offsets[entry.place]
+        offsets[entry.place] += 1
+        rows.append(to_row(entry.message, entry.place[1], offset, now))
+    connection.execute(
+        update(part)
+        .where(part.c.topic == bindparam("of_topic"), part.c.partition == bindparam("of_number"))
+        .values(next_offset=bindparam("to_offset")),
+        [
+            {"of_topic": topic, "of_number": number, "to_offset": offset}
+            for (topic, number), offset in sorted(offsets.items())
+        ],
+    )
+    connection.execute(insert(tables.topic_log), rows)
+
+
+def _lock(
+    connection: Connection, database: Database, places: Collection[Place]
+) -> tuple[dict[Place, int], int]:
+    """Lock the partitions' rows in one order; return their next offsets and the time.
+
+    The lock is held until the commit: the order of offsets is the order of commits, and whoever
+    reads up to an offset has read everything before it.
+    """
+    part = database.store.tables.topic_partition.c
+    found = connection.execute(
+        select(part.topic, part.partition, part.next_offset, database.store.now())
+        .where(tuple_(part.topic, part.partition).in_(sorted(places)))
+        .order_by(part.topic, part.partition)
+        .with_for_update()
+    ).all()
+    if len(found) != len(places):
+        raise _TopicChanged
+    return {(row[0], row[1]): row[2] for row in found}, found[0][3]

@@ -1,0 +1,82 @@
+"""Between messages and rows of the log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Row, Select, Table, select
+
+from reliable_mq.message import Message
+from reliable_mq.names import MAX_KEY_BYTES, MAX_MESSAGE_ID_BYTES, has_control_characters
+from reliable_mq.store.codec import pack_pairs, unpack_pairs
+from reliable_mq.store.times import from_micros, to_micros
+from reliable_mq.wire import MAX_CONTENT_TYPE_BYTES, RawMessage, header_bytes
+
+_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def why_refused(message: Message, max_body: int) -> str | None:
+    """Return why no row can hold *message*, or None."""
+    size = len(message.body)
+    if size > max_body:
+        return f"the body has {size} bytes, the limit is {max_body}"
+    texts = (
+        ("id", message.id, MAX_MESSAGE_ID_BYTES),
+        ("key", message.key or "", MAX_KEY_BYTES),
+        ("content type", message.content_type or "", MAX_CONTENT_TYPE_BYTES),
+    )
+    for what, text, limit in texts:
+        if len(text.encode()) > limit:
+            return f"the {what} has more than {limit} bytes"
+        if has_control_characters(text):
+            return f"the {what} holds control characters"
+    if message.time < _EARLIEST:
+        return f"the time {message.time} is before 1970"
+    return None
+
+
+def to_row(message: Message, partition: int, offset: int, now: int) -> Mapping[str, Any]:
+    """Return the row of *message* at this place; *now* is the database's time."""
+    headers = [(name, header_bytes(value)) for name, value in message.headers.items()]
+    return {
+        "topic": message.topic,
+        "partition": partition,
+        "log_offset": offset,
+        "message_id": message.id,
+        "message_key": None if message.key is None else message.key.encode(),
+        "body": message.body,
+        "headers": pack_pairs(headers),
+        "content_type": message.content_type,
+        "message_time": to_micros(message.time),
+        "created_at": now,
+    }
+
+
+def select_messages(log: Table) -> Select[Any]:
+    """Return the SELECT whose rows :func:`to_raw` understands."""
+    columns = log.c
+    return select(
+        columns.log_offset,
+        columns.message_id,
+        columns.message_key,
+        columns.body,
+        columns.headers,
+        columns.content_type,
+        columns.message_time,
+    )
+
+
+def to_raw(row: Row[Any], topic: str, partition: int) -> RawMessage:
+    """Return the received message of a row."""
+    return RawMessage(
+        topic=topic,
+        body=bytes(row.body),
+        headers=unpack_pairs(bytes(row.headers)),
+        key=None if row.message_key is None else bytes(row.message_key),
+        position=f"{topic}/{partition}/{row.log_offset}",
+        native_id=row.message_id,
+        native_content_type=row.content_type,
+        native_time=from_micros(row.message_time),
+    )
