@@ -16,6 +16,7 @@ from reliable_mq.errors import ConfigurationError
 from reliable_mq.redaction import redact_url
 from reliable_mq.store.dialects import StoreDialect, dialect_of
 from reliable_mq.store.engines import Engines
+from reliable_mq.store.outbox.writing import OutboxInsert
 from reliable_mq.store.schema import as_sql, create_missing, differences
 from reliable_mq.store.tables import Tables, build_tables
 from reliable_mq.store.urls import Identity
@@ -58,6 +59,7 @@ class Store:
         self.session_factory = session_factory
         self.async_session_factory = async_session_factory
         self._now = now
+        self.outbox_insert = OutboxInsert(self.tables.outbox, self.now())
         self._verified: WeakSet[Pool] = WeakSet()
         self._store_id: str | None = None
         self.on_appended: list[Callable[[], None]] = []

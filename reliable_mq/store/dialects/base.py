@@ -135,12 +135,12 @@ def is_ours(connection: Connection) -> bool:
     return OURS in connection.info
 
 
-def is_autocommit(connection: Connection) -> bool:
-    """Tell whether each statement on *connection* commits by itself, by its options or engine's.
+def is_autocommit(bind: Connection | Engine) -> bool:
+    """Tell whether each statement on *bind* commits by itself, by its options or its engine's.
 
     A connection's ``in_transaction()`` is True all the same.
     """
-    level = connection.get_execution_options().get("isolation_level")
+    level = bind.get_execution_options().get("isolation_level")
     if level is None:
-        level = getattr(connection.engine.dialect, "_on_connect_isolation_level", None)
+        level = getattr(bind.dialect, "_on_connect_isolation_level", None)
     return bool(level == "AUTOCOMMIT")

@@ -1,0 +1,179 @@
+"""Messages of a plain ``Connection``: kept per root transaction, written by its commit event."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakSet
+
+from sqlalchemy import Connection, Engine, Transaction, event
+
+from reliable_mq.errors import NoTransactionError
+from reliable_mq.store.outbox.writing import OutboxRow, Pending, refuse_autocommit, write
+
+if TYPE_CHECKING:
+    from reliable_mq.store.store import Store
+
+
+class _Buffer:
+    """What one root transaction has published.
+
+    ``starts`` has, by the number of a savepoint, how many rows there were before the first one
+    published directly inside it. Numbers rise, and a later savepoint lies inside every earlier
+    one that is still open: rolling back to number k undoes all rows from the first of k or later.
+    """
+
+    def __init__(self) -> None:
+        self.pending = Pending()
+        self.written = 0
+        self.starts: dict[int, int] = {}
+        self.appended: set[Store] = set()
+
+    def add(self, savepoint: int | None, store: Store, row: OutboxRow) -> None:
+        if savepoint is not None:
+            self.starts.setdefault(savepoint, self.written + len(self.pending))
+        self.pending.add(store, row)
+
+    def start_of(self, savepoint: int) -> int | None:
+        starts = [start for number, start in self.starts.items() if number >= savepoint]
+        return min(starts, default=None)
+
+    def roll_back_to(self, savepoint: int) -> None:
+        start = self.start_of(savepoint)
+        if start is not None:
+            # What was written already, the database undoes by itself.
+            self.pending.truncate(max(0, start - self.written))
+        self.starts = {n: start for n, start in self.starts.items() if n < savepoint}
+
+    def may_write_in(self, savepoint: int | None) -> bool:
+        """Tell whether a rollback to the innermost *savepoint* should undo every row we hold."""
+        return savepoint is None or self.start_of(savepoint) == self.written
+
+    def write(self, connection: Connection) -> None:
+        count = len(self.pending)
+        for store, rows in self.pending.take().items():
+            write(store, connection, rows)
+            self.appended.add(store)
+        self.written += count
+
+
+_buffers: WeakKeyDictionary[Transaction, _Buffer] = WeakKeyDictionary()
+_listening: WeakSet[Engine] = WeakSet()
+_lock = threading.Lock()
+
+
+def add(connection: Connection, store: Store, row: OutboxRow) -> None:
+    """Keep *row* until the transaction on *connection* commits.
+
+    Raises ``NoTransactionError`` without one.
+    """
+    if not connection.in_transaction():
+        raise NoTransactionError(
+            "the Connection is in no transaction: publish inside 'with connection.begin()' or "
+            "'with engine.begin()'"
+        )
+    refuse_autocommit(connection)
+    buffer = _buffer_of(connection)
+    savepoint = _savepoint_of(connection)
+    buffer.add(savepoint, store, row)
+    may_write = not connection.dialect.is_async and buffer.may_write_in(savepoint)
+    if buffer.pending.is_large and may_write:
+        buffer.write(connection)
+
+
+def signal_after_commit(connection: Connection, store: Store) -> None:
+    """Have *store* told once the transaction open on *connection*, which holds rows, commits."""
+    _buffer_of(connection).appended.add(store)
+
+
+def _buffer_of(connection: Connection) -> _Buffer:
+    _listen(connection.engine)
+    transaction = connection.get_transaction()
+    assert transaction is not None  # noqa: S101 - the callers have seen it
+    buffer = _buffers.get(transaction)
+    if buffer is None:
+        buffer = _buffers[transaction] = _Buffer()
+    return buffer
+
+
+def _savepoint_of(connection: Connection) -> int | None:
+    nested = connection.get_nested_transaction()
+    return None if nested is None else _number_of(nested._savepoint)
+
+
+def _number_of(savepoint: str) -> int:
+    # SQLAlchemy names them sa_savepoint_1, sa_savepoint_2, ... per connection.
+    return int(savepoint.rpartition("_")[2])
+
+
+# --- events -------------------------------------------------------------------------------------
+
+
+def _listen(engine: Engine) -> None:
+    """Listen on engines that are used in this way, and on no other."""
+    if engine in _listening:
+        return
+    with _lock:
+        if engine not in _listening:
+            event.listen(engine, "commit", _on_commit)
+            event.listen(engine, "rollback", _on_rollback)
+            event.listen(engine, "rollback_savepoint", _on_rollback_savepoint)
+            event.listen(engine, "prepare_twophase", _on_prepare)
+            event.listen(engine, "commit_twophase", _on_commit_twophase)
+            event.listen(engine, "rollback_twophase", _on_rollback)
+            _listening.add(engine)
+
+
+def _open_buffer(connection: Connection) -> _Buffer | None:
+    transaction = connection.get_transaction()
+    return None if transaction is None else _buffers.get(transaction)
+
+
+def _on_commit(connection: Connection) -> None:
+    buffer = _open_buffer(connection)
+    if buffer is not None:
+        buffer.write(connection)
+        _signal_when_over(connection, buffer)
+
+
+def _on_prepare(connection: Connection, xid: object) -> None:
+    buffer = _open_buffer(connection)
+    if buffer is not None:
+        buffer.write(connection)
+
+
+def _on_commit_twophase(connection: Connection, xid: object, is_prepared: bool) -> None:
+    buffer = _open_buffer(connection)
+    if buffer is not None:
+        if not is_prepared:
+            buffer.write(connection)
+        _signal_when_over(connection, buffer)
+
+
+def _on_rollback(connection: Connection, *details: Any) -> None:
+    transaction = connection.get_transaction()
+    if transaction is not None:
+        _buffers.pop(transaction, None)
+
+
+def _on_rollback_savepoint(connection: Connection, name: str, context: object) -> None:
+    buffer = _open_buffer(connection)
+    if buffer is not None:
+        buffer.roll_back_to(_number_of(name))
+
+
+def _signal_when_over(connection: Connection, buffer: _Buffer) -> None:
+    """Tell the stores once the COMMIT, which is still to come, is over.
+
+    There is no event for that. The transaction object is let go of right after it.
+    """
+    transaction = connection.get_transaction()
+    if transaction is not None and buffer.appended:
+        over = weakref.finalize(transaction, _signal, tuple(buffer.appended))
+        over.atexit = False
+
+
+def _signal(stores: tuple[Store, ...]) -> None:
+    for store in stores:
+        store.after_append()

@@ -1,0 +1,269 @@
+"""Messages of an ORM ``Session``: kept per transaction and savepoint, written by its commit.
+
+The listeners are on the class ``Session``, so they see every session of the process from the
+moment this module is imported, and cost one that never publishes next to nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection, Engine, NestedTransaction, event
+from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.util.concurrency import in_greenlet
+
+from reliable_mq.errors import NoTransactionError
+from reliable_mq.store.outbox import connection_buffer
+from reliable_mq.store.outbox.writing import OutboxRow, Pending, refuse_autocommit, write
+
+if TYPE_CHECKING:
+    from reliable_mq.store.store import Store
+
+log = logging.getLogger("reliable_mq")
+
+_KEY = "reliable_mq_outbox"
+"""Key in ``Session.info``."""
+
+
+class _Frame:
+    """What belongs to one ``SessionTransaction`` that is a root or a savepoint.
+
+    ``joined`` has the connections it began on, each with the savepoint that was open there then.
+    ``dropped`` are topics of savepoints that ended inside it without commit or rollback.
+    A ``sealed`` frame was written for its commit: whatever a later hook adds is written at once.
+    """
+
+    __slots__ = ("bound", "commits", "dropped", "joined", "pending", "sealed")
+
+    def __init__(self) -> None:
+        self.pending = Pending()
+        self.joined: dict[Connection, NestedTransaction | None] = {}
+        self.bound: dict[Store, Connection | Engine] = {}
+        self.dropped: list[str] = []
+        self.sealed = False
+        self.commits = 0
+
+
+class _State:
+    """Everything about one session, while its root transaction lasts."""
+
+    def __init__(self) -> None:
+        self.frames: dict[SessionTransaction, _Frame] = {}
+        self.appended: set[Store] = set()
+
+    def frame(self, transaction: SessionTransaction) -> _Frame:
+        frame = self.frames.get(transaction)
+        if frame is None:
+            frame = self.frames[transaction] = _Frame()
+        return frame
+
+    def around(self, transaction: SessionTransaction) -> list[_Frame]:
+        """Return the frames that contain *transaction*, itself included, the root's first."""
+        found: list[_Frame] = []
+        step: SessionTransaction | None = transaction
+        while step is not None:
+            if step in self.frames:
+                found.append(self.frames[step])
+            step = step.parent
+        found.reverse()
+        return found
+
+
+def add(session: Session, store: Store, row: OutboxRow) -> None:
+    """Keep *row* until the session's innermost transaction commits, and those around it.
+
+    Begins a transaction where the session would do so by itself. Raises ``NoTransactionError``
+    where it would not, and SQLAlchemy's own error where the session waits for its rollback.
+    """
+    transaction = _transaction_of(session)
+    state = _state_of(session)
+    frames = state.around(transaction)
+    _refuse_foreign_savepoint(frames)
+    frame = state.frame(transaction)
+    bind = frame.bound.get(store)
+    if bind is None:
+        bind = frame.bound[store] = _bind_of(session, store, frames)
+    frame.pending.add(store, row)
+    if frame.sealed or frame.pending.is_large:
+        may_write = not bind.dialect.is_async or in_greenlet()
+        # Rows of an outer frame must not be written inside a savepoint that may roll back.
+        if may_write and not any(outer.pending for outer in frames if outer is not frame):
+            _write(session, state, [frame])
+
+
+def _transaction_of(session: Session) -> SessionTransaction:
+    if not session.is_active:
+        # Its own error, for example PendingRollbackError, says best what is wrong.
+        session.connection()
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    if transaction is not None:
+        return transaction
+    if not session.autobegin:
+        raise NoTransactionError(
+            "the Session has no transaction and autobegin=False: publish inside "
+            "'with session.begin()'"
+        )
+    return session.begin()
+
+
+def _state_of(session: Session) -> _State:
+    state: _State | None = session.info.get(_KEY)
+    if state is None:
+        state = session.info[_KEY] = _State()
+    return state
+
+
+def _refuse_foreign_savepoint(frames: list[_Frame]) -> None:
+    """Refuse where the connection has a savepoint that the session did not make.
+
+    Its rollback would undo the business rows and leave the message.
+    """
+    for frame in reversed(frames):
+        if frame.joined:
+            for connection, known in frame.joined.items():
+                if connection.get_nested_transaction() is not known:
+                    raise NoTransactionError(
+                        "the Session's connection is in a savepoint that the Session does not know "
+                        "of: use session.begin_nested(), or publish with the Connection itself"
+                    )
+            return
+
+
+def _bind_of(session: Session, store: Store, frames: list[_Frame]) -> Connection | Engine:
+    bind = session.get_bind(clause=store.outbox_insert.statement)
+    joined = (c for frame in frames for c in frame.joined if bind in (c, c.engine))
+    refuse_autocommit(next(joined, bind), getattr(session, "execution_options", {}))
+    return bind
+
+
+def _write(session: Session, state: _State, frames: list[_Frame]) -> None:
+    """Write what *frames* hold, in their order, inside the session's current transaction."""
+    pending = Pending()
+    for frame in frames:
+        pending.extend(frame.pending)
+    for store, rows in pending.take().items():
+        connection = session.connection(bind_arguments={"clause": store.outbox_insert.statement})
+        write(store, connection, rows)
+        state.appended.add(store)
+
+
+# --- events -------------------------------------------------------------------------------------
+
+
+def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+    joined = _state_of(session).frame(transaction).joined
+    joined[connection] = connection.get_nested_transaction()
+
+
+def _before_commit(session: Session) -> None:
+    state = _state_of(session)
+    nested = session.get_nested_transaction()
+    if nested is not None:
+        state.frame(nested).commits += 1
+        return
+    root = session.get_transaction()
+    if root is None:
+        return
+    frame = state.frame(root)
+    if frame.pending:
+        # First what the application's own hooks still publish while they flush.
+        session.flush()
+        _write(session, state, [frame])
+    frame.sealed = True
+
+
+def _after_commit(session: Session) -> None:
+    state: _State | None = session.info.get(_KEY)
+    if state is None:
+        return
+    nested = session.get_nested_transaction()
+    if nested is None:
+        _signal(session, state)
+    elif nested in state.frames:
+        _merge(state, nested)
+
+
+def _merge(state: _State, nested: SessionTransaction) -> None:
+    frame = state.frames[nested]
+    outer = state.frame(_boundary(nested.parent))
+    outer.pending.extend(frame.pending)
+    outer.dropped.extend(frame.dropped)
+    frame.dropped.clear()
+    if frame.commits > 1:
+        # The end of "with session.begin()" found this savepoint still open: the event for the
+        # root came while it was innermost, and will not come again.
+        for around in state.around(_boundary(nested.parent)):
+            around.sealed = True
+
+
+def _boundary(transaction: SessionTransaction | None) -> SessionTransaction:
+    """Return the savepoint or root that *transaction*, perhaps of a flush, is part of."""
+    assert transaction is not None  # noqa: S101 - a savepoint has a parent
+    while transaction.parent is not None and not transaction.nested:
+        transaction = transaction.parent
+    return transaction
+
+
+def _signal(session: Session, state: _State) -> None:
+    root = session.get_transaction()
+    joined = state.frames[root].joined if root in state.frames else {}
+    outer = next((c for c in joined if not c.closed and c.in_transaction()), None)
+    for store in state.appended:
+        if outer is None:
+            store.after_append()
+        else:
+            # The session has joined a transaction of its connection, which is still to commit.
+            connection_buffer.signal_after_commit(outer, store)
+    state.appended.clear()
+
+
+def _after_rollback(session: Session) -> None:
+    state: _State | None = session.info.get(_KEY)
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    if state is not None and transaction in state.frames:
+        frame = state.frames[transaction]
+        frame.pending.truncate(0)
+        frame.dropped.clear()
+
+
+def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
+    state: _State | None = session.info.get(_KEY)
+    if state is None or (transaction.parent is not None and not transaction.nested):
+        return
+    frame = state.frames.pop(transaction, None)
+    if transaction.parent is None:
+        del session.info[_KEY]
+    if frame is not None:
+        frame.dropped.extend(frame.pending.topics())
+        if transaction.parent is None:
+            _report_dropped(frame.dropped)
+        else:
+            _leave_savepoint(session, state, transaction.parent, frame)
+
+
+def _leave_savepoint(
+    session: Session, state: _State, parent: SessionTransaction, frame: _Frame
+) -> None:
+    outer = _boundary(parent)
+    state.frame(outer).dropped.extend(frame.dropped)
+    around = state.around(outer)
+    if state.frame(outer).sealed and any(each.pending for each in around):
+        _write(session, state, around)
+
+
+def _report_dropped(topics: list[str]) -> None:
+    if topics:
+        counted = ", ".join(f"{count} to {topic!r}" for topic, count in Counter(topics).items())
+        log.warning(
+            "a Session ended without commit or rollback; messages it published are not sent: %s",
+            counted,
+        )
+
+
+event.listen(Session, "after_begin", _after_begin)
+event.listen(Session, "before_commit", _before_commit)
+event.listen(Session, "after_commit", _after_commit)
+event.listen(Session, "after_rollback", _after_rollback)
+event.listen(Session, "after_transaction_end", _after_transaction_end)

@@ -1,0 +1,171 @@
+"""Rows of the outbox, from the message to the INSERT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import ColumnElement, Connection, Dialect, Engine, Insert, Table, insert
+from sqlalchemy.sql.compiler import SQLCompiler
+
+from reliable_mq.errors import NoTransactionError
+from reliable_mq.message import Message
+from reliable_mq.store.codec import pack_headers
+from reliable_mq.store.columns import MYSQL_FAMILY
+from reliable_mq.store.dialects.base import is_autocommit
+from reliable_mq.store.tables import OUTBOX_SLOTS, slot_of
+from reliable_mq.store.times import to_micros
+
+if TYPE_CHECKING:
+    from reliable_mq.store.store import Store
+
+OutboxRow = dict[str, Any]
+
+COLUMNS = (
+    "slot",
+    "message_id",
+    "topic",
+    "message_key",
+    "body",
+    "headers",
+    "content_type",
+    "message_time",
+)
+TEXT_COLUMNS = ("message_id", "topic", "content_type")
+"""Those that are VARBINARY on MariaDB and MySQL."""
+
+_NONE: Mapping[str, Any] = {}
+
+MAX_ROWS = 1000
+MAX_BYTES = 1024 * 1024
+
+
+def outbox_row(message: Message) -> OutboxRow:
+    """Return the columns of *message* that the application, not the database, decides."""
+    key = message.key
+    return {
+        "slot": slot_of(key, message.id, OUTBOX_SLOTS),
+        "message_id": message.id,
+        "topic": message.topic,
+        "message_key": None if key is None else key.encode(),
+        "body": message.body,
+        "headers": pack_headers(message.headers),
+        "content_type": message.content_type,
+        "message_time": to_micros(message.time),
+    }
+
+
+class Pending:
+    """Rows of one transaction, in the order of their publishing, not yet in the database."""
+
+    __slots__ = ("_rows", "_size")
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[Store, OutboxRow]] = []
+        self._size = 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the rows had better be written before the commit."""
+        return len(self._rows) >= MAX_ROWS or self._size >= MAX_BYTES
+
+    def add(self, store: Store, row: OutboxRow) -> None:
+        """Put *row* behind the others."""
+        self._rows.append((store, row))
+        self._size += len(row["body"]) + len(row["headers"])
+
+    def extend(self, later: Pending) -> None:
+        """Take over what another one holds, behind our own."""
+        self._rows.extend(later._rows)
+        self._size += later._size
+        later.truncate(0)
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first *length* rows."""
+        del self._rows[length:]
+        self._size = sum(len(row["body"]) + len(row["headers"]) for _, row in self._rows)
+
+    def topics(self) -> list[str]:
+        """Return the topic of each row."""
+        return [row["topic"] for _, row in self._rows]
+
+    def take(self) -> dict[Store, list[OutboxRow]]:
+        """Return the rows of each store, in order, and forget them."""
+        taken: dict[Store, list[OutboxRow]] = {}
+        for store, row in self._rows:
+            taken.setdefault(store, []).append(row)
+        self.truncate(0)
+        return taken
+
+
+class OutboxInsert:
+    """The INSERT of one outbox table, compiled once for each engine.
+
+    It goes to the driver as it is: an application's transaction often consists of one other
+    statement, and what SQLAlchemy does to each execution would cost a good part of that again.
+    """
+
+    def __init__(self, table: Table, now: ColumnElement[int]) -> None:
+        # Inline: nobody needs the new ids, so none is asked for (RETURNING).
+        self.statement: Insert = insert(table).inline().values(created_at=now)
+        self._compiled: WeakKeyDictionary[Dialect, _Compiled] = WeakKeyDictionary()
+
+    def execute(self, connection: Connection, rows: Sequence[OutboxRow]) -> None:
+        """Insert *rows*, at least one, numbered in their order."""
+        dialect = connection.dialect
+        compiled = self._compiled.get(dialect)
+        if compiled is None:
+            compiled = self._compiled[dialect] = _Compiled(self.statement, dialect)
+        if compiled.is_plain:
+            connection.exec_driver_sql(compiled.sql, compiled.parameters(rows))
+        else:
+            connection.execute(self.statement, rows)
+
+
+class _Compiled:
+    def __init__(self, statement: Insert, dialect: Dialect) -> None:
+        compiled = statement.compile(dialect=dialect, column_keys=list(COLUMNS))
+        assert isinstance(compiled, SQLCompiler)  # noqa: S101 - what compiling DML gives
+        self.sql = compiled.string
+        # An injected clock may have parameters of its own, for SQLAlchemy to fill in.
+        self.is_plain = set(compiled.binds) == set(COLUMNS)
+        self._order = compiled.positiontup
+        self._encoded = TEXT_COLUMNS if dialect.name in MYSQL_FAMILY else ()
+
+    def parameters(self, rows: Sequence[OutboxRow]) -> Any:
+        values = [self._values(row) for row in rows]
+        return values[0] if len(values) == 1 else values
+
+    def _values(self, row: OutboxRow) -> Any:
+        for name in self._encoded:
+            value = row[name]
+            row[name] = value.encode() if isinstance(value, str) else value
+        return row if self._order is None else tuple(row[name] for name in self._order)
+
+
+def write(store: Store, connection: Connection, rows: Sequence[OutboxRow]) -> None:
+    """Insert *rows* in their order, in the transaction on *connection*.
+
+    Raises ``ConfigurationError`` where nobody would relay them (:meth:`Store.verify`) and
+    ``NoTransactionError`` where each statement commits by itself.
+    """
+    refuse_autocommit(connection)
+    store.verify(connection)
+    store.outbox_insert.execute(connection, rows)
+
+
+def refuse_autocommit(bind: Connection | Engine, options: Mapping[str, Any] = _NONE) -> None:
+    """Raise ``NoTransactionError`` where each statement on *bind* commits by itself.
+
+    *options* are execution options that win over those of an engine.
+    """
+    level = options.get("isolation_level") if isinstance(bind, Engine) else None
+    if level == "AUTOCOMMIT" or (level is None and is_autocommit(bind)):
+        raise NoTransactionError(
+            "the connection is in AUTOCOMMIT mode, where a message would be sent whatever becomes "
+            "of the other statements: use an engine or connection without it, or publish_direct()"
+        )
