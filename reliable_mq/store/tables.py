@@ -201,7 +201,8 @@ class _Builder:
             Column("created_at", TIME, nullable=False),
             Column("cause", ERROR_TEXT),
             Column("replays", Integer, nullable=False, server_default="0"),
-            *self._keys("seq", ("consumer_group", "topic", "message_id")),
+            *self._keys("seq", ("seq",)),
+            UniqueConstraint("consumer_group", "topic", "message_id"),
             self._index("retry", "due", "consumer_group", "topic", "slot", "due_at"),
             self._index("retry", "key", "consumer_group", "topic", "message_key", "seq"),
         )
