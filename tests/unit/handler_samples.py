@@ -68,6 +68,9 @@ class Service:
     @staticmethod
     def handle_static(order: Order, session: Session) -> None: ...
 
+    @staticmethod
+    async def handle_async_static(order: Order, session: AsyncSession) -> None: ...
+
 
 class Sync:
     def __call__(self, order: Order, session: Session) -> None: ...

@@ -92,6 +92,7 @@ def test_an_async_function():
         (samples.Service.handle_class, False, {}),
         (samples.Service.handle_static, False, {"session": Source.SESSION}),
         (samples.Service.__dict__["handle_static"], False, {"session": Source.SESSION}),
+        (samples.Service.__dict__["handle_async_static"], True, {"session": Source.ASYNC_SESSION}),
         (samples.Sync(), False, {"session": Source.SESSION}),
         (samples.Async(), True, {"session": Source.ASYNC_SESSION}),
         (functools.partial(samples.Service().handle), False, {"session": Source.SESSION}),
@@ -373,6 +374,13 @@ def test_a_function_of_another_module_keeps_its_own_names():
         other: str
 
     assert inspected(samples.everything_sync).payload_type is samples.Order
+
+
+def test_a_name_that_only_the_decorating_code_has_resolves_there():
+    class OnlyForTypeCheckers(BaseModel):
+        id: int
+
+    assert inspected(samples.unknown_payload).payload_type is OnlyForTypeCheckers
 
 
 def test_a_wrapper_of_another_module_does_not_hide_the_handlers_names():

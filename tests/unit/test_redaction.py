@@ -181,6 +181,8 @@ _trees = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(["client", "sasl"]), _trees))
+@example({"sentinels": [{"password": CANARY}, f"redis://:{CANARY}@h"]})
+@example({"hosts": ({"a": ({"password": CANARY},)},)})
 def test_no_secret_survives_at_any_depth_of_the_options(options):
     assert CANARY not in repr(redact_options(options))
 
