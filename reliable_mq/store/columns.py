@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Dialect, Integer, LargeBinary, SmallInteger, String, Text
 from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TypeDecorator, TypeEngine
+from typing_extensions import override
 
 MYSQL_FAMILY = ("mysql", "mariadb")
 
@@ -31,6 +32,7 @@ class Identifier(TypeDecorator[str]):
         super().__init__(length)
         self.length = length
 
+    @override
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         if dialect.name in MYSQL_FAMILY:
             return dialect.type_descriptor(mysql.VARBINARY(self.length))
@@ -38,11 +40,13 @@ class Identifier(TypeDecorator[str]):
             return dialect.type_descriptor(String(self.length, collation="C"))
         return dialect.type_descriptor(String(self.length))
 
+    @override
     def process_bind_param(self, value: str | None, dialect: Dialect) -> Any:
         if value is not None and dialect.name in MYSQL_FAMILY:
             return value.encode()
         return value
 
+    @override
     def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
         return value.decode() if isinstance(value, (bytes, bytearray)) else value
 

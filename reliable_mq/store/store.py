@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 from weakref import WeakSet
 
 from sqlalchemy import ColumnElement, Connection, Engine, MetaData, Pool
@@ -14,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from reliable_mq.errors import ConfigurationError
 from reliable_mq.redaction import redact_url
+from reliable_mq.store import current
 from reliable_mq.store.dialects import StoreDialect, dialect_of
 from reliable_mq.store.engines import Engines
 from reliable_mq.store.outbox.writing import OutboxInsert
@@ -43,8 +45,8 @@ class Store:
         database_url: str | None = None,
         engine: Engine | None = None,
         async_engine: AsyncEngine | None = None,
-        session_factory: Callable[[], Session] | None = None,
-        async_session_factory: Callable[[], AsyncSession] | None = None,
+        session_factory: Callable[..., Session] | None = None,
+        async_session_factory: Callable[..., AsyncSession] | None = None,
         table_prefix: str = "reliable_mq_",
         db_schema: str | None = None,
         adapter: str = "sql",
@@ -193,6 +195,25 @@ class Store:
             )
         self._verified.add(pool)
 
+    # --- sessions ---------------------------------------------------------------------------------
+
+    def new_session(self, **options: Any) -> Session:
+        """Return a session of the application's factory, or one on :attr:`engine`."""
+        if self.session_factory is not None:
+            return self.session_factory(**options)
+        return Session(**{"bind": self.engine, "expire_on_commit": False, **options})
+
+    def new_async_session(self, **options: Any) -> AsyncSession:
+        """Return a session of the application's factory, or one on :attr:`async_engine`."""
+        if self.async_session_factory is not None:
+            return self.async_session_factory(**options)
+        return AsyncSession(**{"bind": self.async_engine, "expire_on_commit": False, **options})
+
+    @property
+    def bind_arguments(self) -> dict[str, Any]:
+        """What a session with several engines finds that of the outbox by."""
+        return {"clause": self.outbox_insert.statement}
+
     # --- transactions ----------------------------------------------------------------------------
 
     @contextmanager
@@ -202,6 +223,7 @@ class Store:
         READ COMMITTED; on SQLite with the write lock from the start, queued behind our other
         writers of this process. Database errors pass through.
         """
+        self._refuse_waiting_for_itself()
         engine = self.engine
         with self.dialect.writing(engine), engine.connect() as connection:
             try:
@@ -213,6 +235,14 @@ class Store:
                 raise
             finally:
                 self.dialect.finish(connection)
+
+    def _refuse_waiting_for_itself(self) -> None:
+        entry = current.innermost(self) if self.dialect.name == "sqlite" else None
+        if entry is not None and not entry.ended:
+            raise ConfigurationError(
+                "this would wait for itself: it needs a transaction of its own on the SQLite "
+                "database that the current transaction is writing to; do it after that one"
+            )
 
     def after_append(self) -> None:
         """Tell those in :attr:`on_appended` that rows of ours were committed to the outbox.

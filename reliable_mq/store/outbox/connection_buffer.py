@@ -10,7 +10,8 @@ from weakref import WeakKeyDictionary, WeakSet
 from sqlalchemy import Connection, Engine, Transaction, event
 
 from reliable_mq.errors import NoTransactionError
-from reliable_mq.store.outbox.writing import OutboxRow, Pending, refuse_autocommit, write
+from reliable_mq.message import Message
+from reliable_mq.store.outbox.writing import Pending, refuse_autocommit, write
 
 if TYPE_CHECKING:
     from reliable_mq.store.store import Store
@@ -30,10 +31,10 @@ class _Buffer:
         self.starts: dict[int, int] = {}
         self.appended: set[Store] = set()
 
-    def add(self, savepoint: int | None, store: Store, row: OutboxRow) -> None:
+    def add(self, savepoint: int | None, store: Store, message: Message) -> None:
         if savepoint is not None:
             self.starts.setdefault(savepoint, self.written + len(self.pending))
-        self.pending.add(store, row)
+        self.pending.add(store, message)
 
     def start_of(self, savepoint: int) -> int | None:
         starts = [start for number, start in self.starts.items() if number >= savepoint]
@@ -52,8 +53,8 @@ class _Buffer:
 
     def write(self, connection: Connection) -> None:
         count = len(self.pending)
-        for store, rows in self.pending.take().items():
-            write(store, connection, rows)
+        for store, messages in self.pending.take().items():
+            write(store, connection, messages)
             self.appended.add(store)
         self.written += count
 
@@ -63,8 +64,8 @@ _listening: WeakSet[Engine] = WeakSet()
 _lock = threading.Lock()
 
 
-def add(connection: Connection, store: Store, row: OutboxRow) -> None:
-    """Keep *row* until the transaction on *connection* commits.
+def add(connection: Connection, store: Store, message: Message) -> None:
+    """Keep *message* until the transaction on *connection* commits.
 
     Raises ``NoTransactionError`` without one.
     """
@@ -76,10 +77,16 @@ def add(connection: Connection, store: Store, row: OutboxRow) -> None:
     refuse_autocommit(connection)
     buffer = _buffer_of(connection)
     savepoint = _savepoint_of(connection)
-    buffer.add(savepoint, store, row)
+    buffer.add(savepoint, store, message)
     may_write = not connection.dialect.is_async and buffer.may_write_in(savepoint)
     if buffer.pending.is_large and may_write:
         buffer.write(connection)
+
+
+def pending(connection: Connection) -> list[Message]:
+    """Return the messages that the transaction on *connection* has yet to write."""
+    buffer = _open_buffer(connection)
+    return [] if buffer is None else list(buffer.pending)
 
 
 def signal_after_commit(connection: Connection, store: Store) -> None:

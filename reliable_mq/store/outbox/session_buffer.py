@@ -15,8 +15,9 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util.concurrency import in_greenlet
 
 from reliable_mq.errors import NoTransactionError
+from reliable_mq.message import Message
 from reliable_mq.store.outbox import connection_buffer
-from reliable_mq.store.outbox.writing import OutboxRow, Pending, refuse_autocommit, write
+from reliable_mq.store.outbox.writing import Pending, refuse_autocommit, write
 
 if TYPE_CHECKING:
     from reliable_mq.store.store import Store
@@ -71,8 +72,8 @@ class _State:
         return found
 
 
-def add(session: Session, store: Store, row: OutboxRow) -> None:
-    """Keep *row* until the session's innermost transaction commits, and those around it.
+def add(session: Session, store: Store, message: Message) -> None:
+    """Keep *message* until the session's innermost transaction commits, and those around it.
 
     Begins a transaction where the session would do so by itself. Raises ``NoTransactionError``
     where it would not, and SQLAlchemy's own error where the session waits for its rollback.
@@ -85,12 +86,21 @@ def add(session: Session, store: Store, row: OutboxRow) -> None:
     bind = frame.bound.get(store)
     if bind is None:
         bind = frame.bound[store] = _bind_of(session, store, frames)
-    frame.pending.add(store, row)
+    frame.pending.add(store, message)
     if frame.sealed or frame.pending.is_large:
         may_write = not bind.dialect.is_async or in_greenlet()
         # Rows of an outer frame must not be written inside a savepoint that may roll back.
         if may_write and not any(outer.pending for outer in frames if outer is not frame):
             _write(session, state, [frame])
+
+
+def pending(session: Session) -> list[Message]:
+    """Return the messages that the session's transaction, savepoints included, has yet to write."""
+    state: _State | None = session.info.get(_KEY)
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    if state is None or transaction is None:
+        return []
+    return [message for frame in state.around(transaction) for message in frame.pending]
 
 
 def _transaction_of(session: Session) -> SessionTransaction:
@@ -132,7 +142,7 @@ def _refuse_foreign_savepoint(frames: list[_Frame]) -> None:
 
 
 def _bind_of(session: Session, store: Store, frames: list[_Frame]) -> Connection | Engine:
-    bind = session.get_bind(clause=store.outbox_insert.statement)
+    bind = session.get_bind(**store.bind_arguments)
     joined = (c for frame in frames for c in frame.joined if bind in (c, c.engine))
     refuse_autocommit(next(joined, bind), getattr(session, "execution_options", {}))
     return bind
@@ -140,12 +150,12 @@ def _bind_of(session: Session, store: Store, frames: list[_Frame]) -> Connection
 
 def _write(session: Session, state: _State, frames: list[_Frame]) -> None:
     """Write what *frames* hold, in their order, inside the session's current transaction."""
-    pending = Pending()
+    held = Pending()
     for frame in frames:
-        pending.extend(frame.pending)
-    for store, rows in pending.take().items():
-        connection = session.connection(bind_arguments={"clause": store.outbox_insert.statement})
-        write(store, connection, rows)
+        held.extend(frame.pending)
+    for store, messages in held.take().items():
+        connection = session.connection(bind_arguments=store.bind_arguments)
+        write(store, connection, messages)
         state.appended.add(store)
 
 
@@ -236,7 +246,7 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
     if transaction.parent is None:
         del session.info[_KEY]
     if frame is not None:
-        frame.dropped.extend(frame.pending.topics())
+        frame.dropped.extend(message.topic for message in frame.pending)
         if transaction.parent is None:
             _report_dropped(frame.dropped)
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -57,47 +57,46 @@ def outbox_row(message: Message) -> OutboxRow:
 
 
 class Pending:
-    """Rows of one transaction, in the order of their publishing, not yet in the database."""
+    """Messages of one transaction, in the order of their publishing, not yet in the database."""
 
-    __slots__ = ("_rows", "_size")
+    __slots__ = ("_messages", "_size")
 
     def __init__(self) -> None:
-        self._rows: list[tuple[Store, OutboxRow]] = []
+        self._messages: list[tuple[Store, Message]] = []
         self._size = 0
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._messages)
+
+    def __iter__(self) -> Iterator[Message]:
+        return (message for _, message in self._messages)
 
     @property
     def is_large(self) -> bool:
-        """Whether the rows had better be written before the commit."""
-        return len(self._rows) >= MAX_ROWS or self._size >= MAX_BYTES
+        """Whether they had better be written before the commit."""
+        return len(self._messages) >= MAX_ROWS or self._size >= MAX_BYTES
 
-    def add(self, store: Store, row: OutboxRow) -> None:
-        """Put *row* behind the others."""
-        self._rows.append((store, row))
-        self._size += len(row["body"]) + len(row["headers"])
+    def add(self, store: Store, message: Message) -> None:
+        """Put *message* behind the others."""
+        self._messages.append((store, message))
+        self._size += len(message.body)
 
     def extend(self, later: Pending) -> None:
         """Take over what another one holds, behind our own."""
-        self._rows.extend(later._rows)
+        self._messages.extend(later._messages)
         self._size += later._size
         later.truncate(0)
 
     def truncate(self, length: int) -> None:
-        """Forget all but the first *length* rows."""
-        del self._rows[length:]
-        self._size = sum(len(row["body"]) + len(row["headers"]) for _, row in self._rows)
+        """Forget all but the first *length*."""
+        del self._messages[length:]
+        self._size = sum(len(message.body) for message in self)
 
-    def topics(self) -> list[str]:
-        """Return the topic of each row."""
-        return [row["topic"] for _, row in self._rows]
-
-    def take(self) -> dict[Store, list[OutboxRow]]:
-        """Return the rows of each store, in order, and forget them."""
-        taken: dict[Store, list[OutboxRow]] = {}
-        for store, row in self._rows:
-            taken.setdefault(store, []).append(row)
+    def take(self) -> dict[Store, list[Message]]:
+        """Return the messages of each store, in order, and forget them."""
+        taken: dict[Store, list[Message]] = {}
+        for store, message in self._messages:
+            taken.setdefault(store, []).append(message)
         self.truncate(0)
         return taken
 
@@ -147,15 +146,15 @@ class _Compiled:
         return row if self._order is None else tuple(row[name] for name in self._order)
 
 
-def write(store: Store, connection: Connection, rows: Sequence[OutboxRow]) -> None:
-    """Insert *rows* in their order, in the transaction on *connection*.
+def write(store: Store, connection: Connection, messages: Sequence[Message]) -> None:
+    """Insert *messages* in their order, in the transaction on *connection*.
 
     Raises ``ConfigurationError`` where nobody would relay them (:meth:`Store.verify`) and
     ``NoTransactionError`` where each statement commits by itself.
     """
     refuse_autocommit(connection)
     store.verify(connection)
-    store.outbox_insert.execute(connection, rows)
+    store.outbox_insert.execute(connection, [outbox_row(message) for message in messages])
 
 
 def refuse_autocommit(bind: Connection | Engine, options: Mapping[str, Any] = _NONE) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
@@ -12,12 +12,11 @@ from reliable_mq.errors import NoTransactionError
 from reliable_mq.message import Message
 from reliable_mq.store.current import Target
 from reliable_mq.store.outbox import connection_buffer, session_buffer
-from reliable_mq.store.outbox.writing import outbox_row
 
 if TYPE_CHECKING:
     from reliable_mq.store.store import Store
 
-AnyTarget = Target | scoped_session[Session] | async_scoped_session[AsyncSession]
+AnyTarget = Target | scoped_session[Any] | async_scoped_session[Any]
 
 
 def append(store: Store, target: AnyTarget, message: Message) -> None:
@@ -33,9 +32,17 @@ def append(store: Store, target: AnyTarget, message: Message) -> None:
     """
     inner = _unwrap(target)
     if isinstance(inner, Session):
-        session_buffer.add(inner, store, outbox_row(message))
+        session_buffer.add(inner, store, message)
     else:
-        connection_buffer.add(inner, store, outbox_row(message))
+        connection_buffer.add(inner, store, message)
+
+
+def pending(target: AnyTarget) -> list[Message]:
+    """Return what was published into the transaction of *target* and is not written to it yet."""
+    inner = _unwrap(target)
+    if isinstance(inner, Session):
+        return session_buffer.pending(inner)
+    return connection_buffer.pending(inner)
 
 
 def _unwrap(target: AnyTarget) -> Session | Connection:
