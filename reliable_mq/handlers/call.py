@@ -77,8 +77,16 @@ class HandlerCall:
         return self.decoder(message)
 
     def arguments(self, provide: Callable[[Injection], Any]) -> dict[str, Any]:
-        """Return the keyword arguments, each as *provide* gives it."""
-        return {injection.parameter: provide(injection) for injection in self.injections}
+        """Return the keyword arguments as *provide* gives them.
+
+        It is asked once for what several parameters ask for: a handler has one session.
+        """
+        made: dict[tuple[Source, type], Any] = {}
+        for injection in self.injections:
+            key = injection.source, injection.type
+            if key not in made:
+                made[key] = provide(injection)
+        return {i.parameter: made[i.source, i.type] for i in self.injections}
 
     def invoke(self, payload: Any, arguments: Mapping[str, Any]) -> Any:
         """Call the handler; of an ``async def`` one return what is to be awaited.

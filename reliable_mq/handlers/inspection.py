@@ -87,11 +87,11 @@ class _Inspection:
 
     def _kind(self) -> bool:
         """Return whether a call gives a coroutine; refuse what is no handler at all."""
-        if isinstance(self.function, type):
-            raise self._error("a class is no handler: decorate a function or an instance's method")
         if not callable(self.function):
             raise self._error("it cannot be called: decorate a function")
         target = introspection.outermost(self.function)
+        if isinstance(target, type):
+            raise self._error("a class is no handler: decorate a function or an instance's method")
         if inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target):
             raise self._error("a generator is no handler: it must not `yield`")
         return inspect.iscoroutinefunction(target)
@@ -99,7 +99,7 @@ class _Inspection:
     def _parameters(self) -> tuple[Parameter, Sequence[Parameter]]:
         try:
             signature: Signature = inspect.signature(self.function)
-        except (TypeError, ValueError) as error:
+        except (NameError, TypeError, ValueError) as error:
             raise self._error(f"its signature cannot be read: {error}; wrap it in a def") from error
         parameters = list(signature.parameters.values())
         if not parameters or parameters[0].kind not in _POSITIONAL:

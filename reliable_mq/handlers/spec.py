@@ -90,6 +90,7 @@ def build_handler(
     raises where its database driver is missing.
     """
     call = inspect_handler(function, frame=frame, mq_type=mq_type)
+    chosen = _guarantee(call, guarantee)
     spec = HandlerSpec(
         call=call,
         topic=check_topic(topic.name if isinstance(topic, Topic) else topic),
@@ -97,8 +98,8 @@ def build_handler(
         ordered=ordered,
         concurrency=_whole(call, "concurrency", concurrency, MAX_CONCURRENCY),
         transaction_size=_whole(call, "transaction_size", transaction_size, MAX_TRANSACTION_SIZE),
-        retry=_retry(call, retry, _guarantee(call, guarantee), settings),
-        guarantee=_guarantee(call, guarantee),
+        retry=_retry(call, retry, chosen, settings),
+        guarantee=chosen,
         timeout=_timeout(call, timeout),
     )
     _check_together(spec)

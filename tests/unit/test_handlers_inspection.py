@@ -285,6 +285,20 @@ def test_the_payload_goes_first_and_everything_else_by_name():
     assert seen == [(Order(id=1), "Delivery", "Session")]
 
 
+def test_parameters_that_ask_for_the_same_get_the_same():
+    def handle(order: Order, one: Session, two: Session, connection: Connection) -> None: ...
+
+    asked = []
+
+    def provide(injection: Injection) -> object:
+        asked.append(injection.parameter)
+        return object()
+
+    arguments = inspected(handle).arguments(provide)
+    assert asked == ["one", "connection"]
+    assert arguments["one"] is arguments["two"] is not arguments["connection"]
+
+
 def test_an_async_handler_gives_what_is_to_be_awaited():
     async def handle(order: Order) -> int:
         return order.id
@@ -507,7 +521,8 @@ def test_a_class_is_refused():
     class Handler:
         def __init__(self, order: Order) -> None: ...
 
-    assert "a class is no handler: decorate a function or an instance's method" in refusal(Handler)
+    for function in (Handler, functools.partial(Handler)):
+        assert "a class is no handler: decorate a function or an instance" in refusal(function)
 
 
 @pytest.mark.parametrize("value", [None, 5, "charge", classmethod(lambda cls, order: None)])
@@ -531,7 +546,15 @@ def test_generators_of_both_kinds_are_refused_in_every_disguise():
 
 
 def test_a_function_whose_signature_cannot_be_read_is_refused():
+    class Unreadable:
+        def __call__(self, order: Order) -> None: ...
+
+        @property
+        def __signature__(self) -> inspect.Signature:
+            raise NameError("name 'Later' is not defined")
+
     assert "signature cannot be read" in refusal(min)
+    assert "signature cannot be read: name 'Later' is not defined" in refusal(Unreadable())
 
 
 @pytest.mark.parametrize(
