@@ -9,7 +9,7 @@ exception that would leave the delivery in nobody's hands.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -54,7 +54,9 @@ def is_reserved(name: str) -> bool:
 
 def format_time(time: datetime) -> str:
     """Return *time* as ISO 8601 in UTC with microseconds."""
-    return time.astimezone(UTC).isoformat(timespec="microseconds")
+    if time.tzinfo is not UTC:  # The conversion takes twice as long as all the rest.
+        time = time.astimezone(UTC)
+    return time.isoformat(timespec="microseconds")
 
 
 def parse_time(value: bytes) -> datetime | None:
@@ -73,19 +75,23 @@ def header_bytes(value: HeaderValue) -> bytes:
     return value.encode() if isinstance(value, str) else value
 
 
-def encode_headers(message: Message, *, native: Iterable[str] = ()) -> list[tuple[str, bytes]]:
+def encode_headers(message: Message, *, native: Collection[str] = ()) -> list[tuple[str, bytes]]:
     """Return the header pairs of *message*, without those the broker carries as *native*.
 
     The names of *native* are of :data:`MESSAGE_ID`, :data:`MESSAGE_TIME`, :data:`MESSAGE_KEY`
     and :data:`CONTENT_TYPE`.
     """
-    pairs = [(MESSAGE_ID, message.id.encode()), (MESSAGE_TIME, format_time(message.time).encode())]
-    if message.key is not None:
+    pairs = []
+    if MESSAGE_ID not in native:
+        pairs.append((MESSAGE_ID, message.id.encode()))
+    if MESSAGE_TIME not in native:
+        pairs.append((MESSAGE_TIME, format_time(message.time).encode()))
+    if message.key is not None and MESSAGE_KEY not in native:
         pairs.append((MESSAGE_KEY, message.key.encode()))
-    if message.content_type is not None:
+    if message.content_type is not None and CONTENT_TYPE not in native:
         pairs.append((CONTENT_TYPE, message.content_type.encode()))
-    pairs = [pair for pair in pairs if pair[0] not in native]
-    pairs.extend((name, header_bytes(value)) for name, value in message.headers.items())
+    if message.headers:
+        pairs.extend((name, header_bytes(value)) for name, value in message.headers.items())
     return pairs
 
 
