@@ -103,14 +103,14 @@ class ReliableMQ:
         self._handlers = HandlerRegistry()
         self._around: Callable[[Delivery], AnyContext] | None = None
         self._service: Service | None = None
-        self._runtime = Runtime(
-            self._settings,
-            self._topics,
-            engine=engine,
-            async_engine=async_engine,
-            session_factory=session_factory,
-            async_session_factory=async_session_factory,
-        )
+        self._factories: dict[str, Any] = {
+            "session_factory": session_factory,
+            "async_session_factory": async_session_factory,
+        }
+        self._runtime = self._open(self._settings, engine=engine, async_engine=async_engine)
+
+    def _open(self, settings: Settings, **options: Any) -> Runtime:
+        return Runtime(settings, self._topics, **self._factories, **options)
 
     @property
     def settings(self) -> Settings:
@@ -356,9 +356,12 @@ class ReliableMQ:
         :class:`ConfigurationError` where the session's database has no outbox of ours.
         """
         message = self._message(topic, payload, key, headers, message_id, content_type)
+        self._store_message(message, session)
+        return message
+
+    def _store_message(self, message: Message, session: AnySession | None) -> None:
         target = session if session is not None else current.required(self._runtime.store)
         outbox.append(self._runtime.store, target, message)
-        return message
 
     def _message(
         self,

@@ -45,7 +45,7 @@ class Demo:
         )
         self.orders = self.mq.topic("orders", Order, partitions=2)
         self.stock_is_mended = False
-        retry = RetryPolicy(max_attempts=3, initial_delay=0.1, jitter=0)
+        retry = RetryPolicy(max_attempts=3, initial_delay=1.0, jitter=0)
         self.mq.handler(self.orders, group="billing", ordered=True, retry=retry)(self.charge)
 
     def charge(self, order: Order, session: Session, delivery: Delivery) -> None:

@@ -14,16 +14,16 @@ from reliable_mq.cli.output import confirm, console, fail, print_json, print_tab
 from reliable_mq.cli.targets import AppOption, open_target
 from reliable_mq.durations import seconds
 from reliable_mq.store.codec import raw_pairs
-from reliable_mq.store.outbox.held import Held, OutboxEntry
+from reliable_mq.store.outbox.held import OutboxDesk, OutboxEntry
 
 app = typer.Typer(no_args_is_help=True, help="Messages that are committed and not sent yet.")
 
 PAGE = 500
 
 
-def _held(mq: ReliableMQ) -> Held:
+def _held(mq: ReliableMQ) -> OutboxDesk:
     relay = mq.settings.relay
-    return Held(mq.store, discard_after=seconds(relay.publish_timeout) + seconds(relay.lease))
+    return OutboxDesk(mq.store, discard_after=seconds(relay.publish_timeout) + seconds(relay.lease))
 
 
 @app.command("ls")
@@ -108,7 +108,7 @@ def discard(
     _report(id_, count, "discarded")
 
 
-def _chosen(held: Held, id_: int | None, all_: bool, topic: str | None) -> list[int]:
+def _chosen(held: OutboxDesk, id_: int | None, all_: bool, topic: str | None) -> list[int]:
     if (id_ is None) == (not all_):
         raise typer.BadParameter("give an id, or --all")
     if id_ is not None:

@@ -34,7 +34,7 @@ class Guard:
 
     def saw(self, connection: Connection, error: BaseException) -> None:
         """A statement failed on the connection."""
-        trouble = self._dialect.classify(error)
+        trouble = self._dialect.classify(error, connection)
         if trouble is Trouble.OTHER and connection.in_nested_transaction():
             return  # the savepoint's ROLLBACK undoes it, or its RELEASE fails in turn
         if self.error is None:

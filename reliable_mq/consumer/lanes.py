@@ -22,7 +22,6 @@ from sqlalchemy.util import await_, greenlet_spawn
 from reliable_mq.consumer.scheduler import Scheduler
 from reliable_mq.errors import ReliableMQError
 from reliable_mq.handlers import HandlerCall, Injection, Source
-from reliable_mq.store.dialects.sqlite import SQLite
 
 if TYPE_CHECKING:
     from reliable_mq.consumer.items import Work
@@ -153,26 +152,9 @@ class AsyncLane:
         """Return the asynchronous engine's inner face, usable inside the greenlet bridge."""
         return self._store.async_engine.sync_engine
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self) -> AbstractContextManager[None]:
         """As on a thread, but without blocking the loop."""
-        dialect = self._store.dialect
-        if not isinstance(dialect, SQLite):
-            yield
-            return
-        lock = dialect.lock_of(self.engine())
-        turn = lock.ask()
-        try:
-            while not turn.is_set():
-                await_(asyncio.sleep(0.001))
-            await_(asyncio.sleep(lock.pause_left()))
-        except BaseException:
-            lock.give_up(turn)
-            raise
-        try:
-            yield
-        finally:
-            lock.release()
+        return self._store.dialect.writing(self.engine())
 
     def call(
         self,

@@ -269,7 +269,7 @@ class Processor:
         if transaction.guard.trouble is not None:
             return transaction.guard.trouble
         if transaction.committing or progress.stage is not _Stage.HANDLE:
-            return self.store.dialect.classify(error)
+            return self.store.dialect.classify(error, transaction.connection)
         return None
 
     def _store_failed(self, error: Exception, trouble: Trouble | None) -> Again:

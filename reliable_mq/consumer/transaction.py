@@ -80,7 +80,7 @@ def handler_transaction(
         store.dialect.begin(connection, idle_timeout=idle_timeout)
         transaction = HandlerTransaction(store, lane, connection)
         watch(connection, transaction.guard)
-        stack.callback(_leave, store, connection)
+        stack.callback(_leave, store, connection, transaction.guard)
         entry = stack.enter_context(current.entered(store, connection))
         try:
             yield transaction
@@ -98,12 +98,13 @@ def _roll_back(transaction: HandlerTransaction) -> None:
         transaction.connection.invalidate()
 
 
-def _leave(store: Store, connection: Connection) -> None:
+def _leave(store: Store, connection: Connection, guard: Guard) -> None:
     unwatch(connection)
     if connection.invalidated:
         return
-    if connection.in_transaction():
-        # A COMMIT of unknown outcome: nobody may use this connection again.
+    if connection.in_transaction() or guard.ended is not None:
+        # A COMMIT of unknown outcome, or a handler that interfered: SQLAlchemy and the database
+        # may not agree on what is open, so nobody may use this connection again.
         connection.invalidate()
         return
     store.dialect.finish(connection)
