@@ -19,7 +19,7 @@ from reliable_mq.errors import ConfigurationError
 from reliable_mq.message import Message
 from reliable_mq_redis import keys
 from reliable_mq_redis.client import Dialer
-from reliable_mq_redis.declare import declare
+from reliable_mq_redis.declare import declare, require
 from reliable_mq_redis.inspect import inspect
 from reliable_mq_redis.lag import lag, redelivery_bound
 from reliable_mq_redis.locate import locator
@@ -54,6 +54,8 @@ class RedisAdapter:
 
     def declare(self, topics: Sequence[TopicSpec], groups: Sequence[GroupSpec]) -> None:
         """See the protocol."""
+        if self._options.wait_aof and topics:
+            require(self._servers, topics[0].name, "WAITAOF", "wait_aof=1")
         declare(self._servers, self._context.topics, topics, groups)
 
     def publish(self, messages: Sequence[Message], timeout: float) -> list[Outcome]:

@@ -32,6 +32,16 @@ def declare(
         _declare_group(servers, group, partitions[group.topic])
 
 
+def require(servers: Servers, topic: str, command: str, option: str) -> None:
+    """Raise ``ConfigurationError`` where the server lacks *command*, which *option* needs."""
+    (known,) = servers.call(topic, [("COMMAND", "INFO", command)], "looking at the server")
+    if not known or not known[0]:
+        raise ConfigurationError(
+            f"broker_url asks for {option}, and the server does not know {command}: "
+            "take the option out, or upgrade the server"
+        )
+
+
 def retention_of(spec: TopicSpec) -> int | None:
     """Return the retention a topic asks for in ms, None where it asks for none."""
     unknown = spec.options.keys() - {"retention"}

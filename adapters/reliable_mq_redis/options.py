@@ -63,8 +63,7 @@ def _switch(text: str) -> bool:
 def _seconds(least: float, most: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
         value = float(text)
-        # 0 turns off what can be turned off; a NaN fails both comparisons.
-        if not (least <= value <= most or (value == 0 and least < 1)):
+        if not least <= value <= most:  # NaN fails it, too.
             raise ValueError
         return value
 

@@ -166,8 +166,9 @@ class StreamSubscription(Subscription, ABC):
     def _rotation(self) -> Iterator[tuple[Lane, str]]:
         """Give the topics, beginning with another one each time, so that none starves."""
         topics = [(lane, topic) for lane in self._lanes for topic in lane.topics]
-        self._turn = (self._turn + 1) % len(topics)
-        yield from topics[self._turn :] + topics[: self._turn]
+        self._turn += 1
+        first = self._turn % len(topics)
+        yield from topics[first:] + topics[:first]
 
     def rotated(self, streams: Sequence[Stream]) -> list[Stream]:
         """Return the streams of a topic, beginning with another one each time."""

@@ -1,8 +1,8 @@
 -- Deletes the entries of a stream that nobody needs any more.
 --
--- KEYS: stream. ARGV: retention in ms, '' for none; most entries to delete now.
+-- KEYS: stream. ARGV: retention in ms, '' for none; after how many deleted entries to stop.
 -- With a retention: what is older. Else what all groups have acknowledged; without any group
--- nothing. Returns how many were deleted.
+-- nothing. Returns how many were deleted; fewer than asked for: everything.
 local function less(a, b)
   local function part(id) return string.match(id, '^(%d+)-(%d+)$') end
   local a_ms, a_seq = part(a)
@@ -44,8 +44,11 @@ else
   from = string.format('%.0f-0', time[1] * 1000 + math.floor(time[2] / 1000) - ARGV[1])
 end
 if not from then return 0 end
-local most = tonumber(ARGV[2])
-local deleted = redis.call('XTRIM', KEYS[1], 'MINID', '~', from, 'LIMIT', most)
--- '~' leaves a part of one node at most; a longer backlog goes on at the next turn.
-if deleted < most then deleted = deleted + redis.call('XTRIM', KEYS[1], 'MINID', from) end
+local most, deleted = tonumber(ARGV[2]), 0
+while deleted < most do
+  -- Whole nodes, as many as the limit has room for; none when less than a node is left.
+  local some = redis.call('XTRIM', KEYS[1], 'MINID', '~', from, 'LIMIT', most)
+  if some == 0 then return deleted + redis.call('XTRIM', KEYS[1], 'MINID', from) end
+  deleted = deleted + some
+end
 return deleted

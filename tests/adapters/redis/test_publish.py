@@ -1,0 +1,366 @@
+"""Publishing on Redis: lost replies, late executions, and what the server refuses."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import redis
+
+from reliable_mq.adapter import SENT, GroupSpec, TopicSpec, Unknown, Unroutable
+from reliable_mq.errors import ConfigurationError
+from reliable_mq.message import Message
+from reliable_mq.partitioning import partition_for
+from reliable_mq.testing.contract.messages import message, numbered
+from reliable_mq.testing.contract.waiting import wait_for
+from reliable_mq_redis import chunks
+from reliable_mq_redis.adapter import RedisAdapter
+from tests.adapters.redis.conftest import Declare, Open
+from tests.adapters.redis.proxy import Proxy
+from tests.brokers import Redis
+from tests.conftest import OwnServer
+
+Length = Callable[[str], int]
+
+
+def bodies(raw: Any, topic: str, partition: int = 0) -> list[bytes]:
+    return [fields[b"body"] for _, fields in raw.xrange(f"{{{topic}}}:{partition}")]
+
+
+@pytest.fixture
+def alone(own_server: OwnServer) -> Redis:
+    """A server whose settings the test may change."""
+    server = own_server("redis")
+    assert isinstance(server, Redis)
+    return server
+
+
+# --- the reply is lost ------------------------------------------------------------------------
+
+
+def test_a_message_sent_again_after_a_lost_reply_is_stored_once(
+    open_one: Open, declare: Declare, proxy: Proxy, through: str, length: Length
+) -> None:
+    topic = declare(partitions=1)
+    adapter = open_one(through)
+    batch = numbered(topic, range(600))
+    assert adapter.publish([message(topic)], 5.0) == [SENT]
+    proxy.drop_replies()
+    lost = adapter.publish(batch, 5.0)
+    assert all(isinstance(outcome, Unknown) for outcome in lost)
+    # The first call was executed; nothing followed it.
+    assert length(topic) == 1 + chunks.MAX_COUNT
+    proxy.go_on()
+    assert adapter.publish(batch, 5.0) == [SENT] * 600
+    assert length(topic) == 601
+
+
+def test_without_the_guard_a_lost_reply_makes_a_second_copy(
+    open_one: Open, declare: Declare, proxy: Proxy, through: str, length: Length
+) -> None:
+    topic = declare()
+    adapter = open_one(through, query="guard=0")
+    sent = message(topic)
+    assert adapter.publish([message(topic)], 5.0) == [SENT]
+    proxy.drop_replies()
+    adapter.publish([sent], 5.0)
+    proxy.go_on()
+    assert adapter.publish([sent], 5.0) == [SENT]
+    assert length(topic) == 3
+
+
+def test_the_guard_knows_what_another_process_published(
+    adapter: RedisAdapter, open_one: Open, declare: Declare
+) -> None:
+    topic = declare(partitions=4)
+    sent = numbered(topic, range(20), key=None)
+    assert adapter.publish(sent, 5.0) == [SENT] * 20
+    assert open_one().publish(sent, 5.0) == [SENT] * 20
+    assert adapter.lag(topic, "billing") == 20
+
+
+def test_the_same_id_with_another_body_is_stored_so_that_the_conflict_shows(
+    adapter: RedisAdapter, declare: Declare, raw: Any
+) -> None:
+    topic = declare()
+    first = message(topic, b"one")
+    second = replace(first, body=b"two")
+    assert adapter.publish([first, second, first], 5.0) == [SENT] * 3
+    assert adapter.publish([second], 5.0) == [SENT]
+    assert bodies(raw, topic) == [b"one", b"two"]
+
+
+def test_the_guard_forgets_after_its_windows(
+    open_one: Open, declare: Declare, length: Length, raw: Any
+) -> None:
+    topic = declare()
+    adapter = open_one(query="guard=0.2")
+    first, other = message(topic), message(topic)
+    adapter.publish([first], 5.0)
+
+    def forgotten() -> bool:
+        # Other messages keep the guard's sets in use: they must be emptied all the same.
+        adapter.publish([replace(other, id=f"{other.id}-{length(topic)}")], 5.0)
+        before = length(topic)
+        assert adapter.publish([first], 5.0) == [SENT]
+        return length(topic) > before
+
+    wait_for(forgotten, "the end of the guard's memory", seconds=10)
+    for half in (0, 1):
+        assert raw.pttl(f"{{{topic}}}:seen:{half}") != -1
+    wait_for(
+        lambda: not raw.exists(f"{{{topic}}}:seen:0", f"{{{topic}}}:seen:1"),
+        "the end of the guard's sets",
+        seconds=10,
+    )
+
+
+# --- the call comes late ----------------------------------------------------------------------
+
+
+def test_a_call_given_up_is_not_executed_after_a_younger_one(
+    open_one: Open, declare: Declare, proxy: Proxy, through: str, raw: Any
+) -> None:
+    topic = declare()
+    adapter = open_one(through)
+    assert adapter.publish(numbered(topic, [0]), 5.0) == [SENT]
+    proxy.hold_requests()
+    (late,) = adapter.publish(numbered(topic, [1]), 0.3)
+    assert isinstance(late, Unknown)
+    # The younger one takes another way to the server, and arrives first.
+    adapter._servers.locator = open_one()._servers.locator
+    assert adapter.publish(numbered(topic, [2]), 5.0) == [SENT]
+    calls = raw.info("commandstats")["cmdstat_evalsha"]["calls"]
+    proxy.go_on()
+    wait_for(
+        lambda: raw.info("commandstats")["cmdstat_evalsha"]["calls"] > calls,
+        "the late call at the server",
+    )
+    assert bodies(raw, topic) == [b"0", b"2"]
+
+
+def test_a_call_given_up_may_be_executed_before_a_younger_one_and_counts_then(
+    open_one: Open, declare: Declare, proxy: Proxy, through: str, raw: Any, length: Length
+) -> None:
+    topic = declare()
+    adapter = open_one(through)
+    assert adapter.publish(numbered(topic, [0]), 5.0) == [SENT]
+    proxy.hold_requests()
+    batch = numbered(topic, [1, 2])
+    assert all(isinstance(one, Unknown) for one in adapter.publish(batch, 0.3))
+    proxy.go_on()
+    wait_for(lambda: length(topic) == 3, "the late call at the server")
+    assert adapter.publish([*batch, *numbered(topic, [3])], 5.0) == [SENT] * 3
+    assert bodies(raw, topic) == [b"0", b"1", b"2", b"3"]
+
+
+def test_a_call_overtaken_by_another_threads_failure_is_sent_again(
+    adapter: RedisAdapter, declare: Declare, raw: Any
+) -> None:
+    topic = declare()
+    instance = adapter._context.instance
+    raw.set(f"{{{topic}}}:floor:{instance}", 7)
+    assert adapter.publish(numbered(topic, range(3)), 5.0) == [SENT] * 3
+    assert bodies(raw, topic) == [b"0", b"1", b"2"]
+
+
+def test_a_timed_out_publish_leaves_nothing_under_way_in_the_client(
+    alone: Redis, open_one: Open, topics: dict[str, TopicSpec]
+) -> None:
+    adapter = open_one(alone.url)
+    adapter.declare([TopicSpec(name="slow", partitions=1)], [])
+    alone.pause()
+    # More than the buffers of both sides hold: the rest is still in this process.
+    batch = [message("slow", bytes(900_000), key="k") for _ in range(20)]
+    assert all(isinstance(one, Unknown) for one in adapter.publish(batch, 0.5))
+    alone.resume()
+    assert adapter.publish([message("slow", b"young", key="k")], 5.0) == [SENT]
+    with redis.Redis.from_url(alone.url) as raw:
+        assert bodies(raw, "slow")[-1] == b"young"
+
+
+# --- what the server says ---------------------------------------------------------------------
+
+
+def test_publish_survives_the_loss_of_the_servers_scripts(
+    adapter: RedisAdapter, declare: Declare, raw: Any
+) -> None:
+    topic = declare()
+    for number in range(3):
+        raw.script_flush()
+        assert adapter.publish(numbered(topic, [number]), 5.0) == [SENT]
+    assert bodies(raw, topic) == [b"0", b"1", b"2"]
+
+
+def test_a_full_server_stores_nothing_and_takes_the_messages_later(
+    alone: Redis, open_one: Open
+) -> None:
+    adapter = open_one(alone.url)
+    adapter.declare([TopicSpec(name="t", partitions=1)], [GroupSpec(topic="t", group="billing")])
+    batch = numbered("t", range(5))
+    with redis.Redis.from_url(alone.url) as raw:
+        raw.config_set("maxmemory", "1mb")
+        outcomes = adapter.publish(batch, 5.0)
+        assert all(isinstance(outcome, Unknown) for outcome in outcomes)
+        assert "OOM" in str(outcomes[0])
+        assert raw.xlen("{t}:0") == 0
+        raw.config_set("maxmemory", "0")
+        assert adapter.publish(batch, 5.0) == [SENT] * 5
+
+
+def test_a_read_only_server_is_unknown_and_looked_for_again(alone: Redis, open_one: Open) -> None:
+    adapter = open_one(alone.url)
+    adapter.declare([TopicSpec(name="t", partitions=1)], [])
+    with redis.Redis.from_url(alone.url) as raw:
+        raw.replicaof("127.0.0.1", 1)
+        (outcome,) = adapter.publish([message("t")], 5.0)
+        assert isinstance(outcome, Unknown)
+        assert "READONLY" in outcome.cause
+        raw.replicaof("NO", "ONE")
+    assert adapter.publish([message("t")], 5.0) == [SENT]
+
+
+def test_without_permission_a_message_is_unroutable(
+    alone: Redis, open_one: Open, topics: dict[str, TopicSpec]
+) -> None:
+    open_one(alone.url).declare([TopicSpec(name="t", partitions=1)], [])
+    with redis.Redis.from_url(alone.url) as raw:
+        raw.acl_setuser(
+            "app", enabled=True, passwords=["+pw"], keys=["{other}*"], commands=["+@all"]
+        )
+    port = alone.port()
+    (outcome,) = open_one(f"redis://app:pw@127.0.0.1:{port}/0").publish([message("t")], 5.0)
+    assert isinstance(outcome, Unroutable)
+    assert "NOPERM" in outcome.cause
+    (outcome,) = open_one(f"redis://app:wr0ng@127.0.0.1:{port}/0").publish([message("t")], 5.0)
+    assert isinstance(outcome, Unroutable)
+    assert "WRONGPASS" in outcome.cause
+    assert "wr0ng" not in outcome.cause
+
+
+def test_a_call_stops_at_the_first_message_that_cannot_be_added(
+    adapter: RedisAdapter, declare: Declare, raw: Any
+) -> None:
+    topic = declare(partitions=2)
+    keys = {partition_for(key.encode(), 2): key for key in map(str, range(10))}
+    raw.delete(f"{{{topic}}}:1")
+    raw.set(f"{{{topic}}}:1", "somebody else's")
+    first, bad, last = (
+        message(topic, body, key=keys[partition])
+        for body, partition in ((b"first", 0), (b"bad", 1), (b"last", 0))
+    )
+    outcomes = adapter.publish([first, bad, last], 5.0)
+    assert outcomes[0] == SENT
+    assert isinstance(outcomes[1], Unroutable)
+    assert "WRONGTYPE" in outcomes[1].cause
+    assert isinstance(outcomes[2], Unknown)
+    assert bodies(raw, topic) == [b"first"]
+
+
+def test_a_publisher_with_another_number_of_partitions_is_unroutable(
+    open_one: Open, declare: Declare, topics: dict[str, TopicSpec]
+) -> None:
+    topic = declare(partitions=4)
+    topics[topic] = TopicSpec(name=topic, partitions=8)
+    (outcome,) = open_one().publish([message(topic)], 5.0)
+    assert isinstance(outcome, Unroutable)
+    assert "8" in outcome.cause
+    assert "4" in outcome.cause
+
+
+def test_a_publisher_that_names_no_number_follows_a_topic_declared_anew(
+    open_one: Open, declare: Declare, topics: dict[str, TopicSpec], raw: Any
+) -> None:
+    topic = declare(partitions=1)
+    topics.clear()
+    adapter = open_one()
+    assert adapter.publish(numbered(topic, range(4), key=None), 5.0) == [SENT] * 4
+    raw.hset(f"{{{topic}}}:meta", "partitions", 2)
+    batch = [message(topic, key=f"key-{index}") for index in range(300)]
+    assert adapter.publish(batch, 5.0) == [SENT] * 300
+    expected = [one for one in batch if partition_for((one.key or "").encode(), 2) == 1]
+    assert raw.xlen(f"{{{topic}}}:1") == len(expected)
+
+
+def test_a_deleted_topic_is_unroutable_again(
+    adapter: RedisAdapter, declare: Declare, raw: Any
+) -> None:
+    topic = declare()
+    assert adapter.publish([message(topic)], 5.0) == [SENT]
+    raw.delete(f"{{{topic}}}:meta")
+    (outcome,) = adapter.publish([message(topic)], 5.0)
+    assert isinstance(outcome, Unroutable)
+
+
+def test_more_headers_than_an_entry_takes_are_refused_before_the_send(
+    adapter: RedisAdapter, declare: Declare, length: Length
+) -> None:
+    topic = declare()
+    many: Mapping[str, str] = {f"h{index}": "" for index in range(chunks.MAX_HEADERS + 1)}
+    most = dict(list(many.items())[:-1])
+    refused, sent = adapter.publish(
+        [Message(id="many", topic=topic, headers=many), Message(id="m", topic=topic, headers=most)],
+        5.0,
+    )
+    assert "headers" in str(refused)
+    assert sent == SENT
+    assert length(topic) == 1
+
+
+# --- copies -----------------------------------------------------------------------------------
+
+
+def test_with_wait_a_publish_is_sent_once_the_replicas_have_it(
+    alone: Redis, own_server: OwnServer, open_one: Open
+) -> None:
+    adapter = open_one(alone.url, query="wait=1&wait_timeout=0.2")
+    adapter.declare([TopicSpec(name="t", partitions=1)], [])
+    batch = numbered("t", range(300))
+    outcomes = adapter.publish(batch, 5.0)
+    assert all(isinstance(outcome, Unknown) for outcome in outcomes)
+    assert "0 of 1 replicas" in str(outcomes[0])
+    with redis.Redis.from_url(alone.url) as primary:
+        primary.config_set("repl-diskless-sync-delay", "0")
+    replica = own_server("redis", {"replicaof": f"127.0.0.1 {alone.port()}"})
+    wait_for(lambda: adapter.publish(batch, 5.0) == [SENT] * 300, "the replica's confirmation")
+    with redis.Redis.from_url(replica.url) as copy:
+        assert copy.xlen("{t}:0") == 300
+        # What is known already is confirmed only by replicas that have it.
+        replica.pause()
+        (again,) = adapter.publish(batch[:1], 5.0)
+        replica.resume()
+    assert isinstance(again, Unknown)
+
+
+def test_wait_aof_on_a_server_without_it_is_said_at_declare(alone: Redis, open_one: Open) -> None:
+    with redis.Redis.from_url(alone.url) as raw:
+        version = tuple(map(int, raw.info("server")["redis_version"].split(".")))
+    if version >= (7, 2):
+        pytest.skip("this server has WAITAOF")
+    with pytest.raises(ConfigurationError, match="wait_aof"):
+        open_one(alone.url, query="wait_aof=1").declare([TopicSpec(name="t")], [])
+
+
+# --- threads ----------------------------------------------------------------------------------
+
+
+def test_close_ends_a_publish_under_way(
+    open_one: Open, declare: Declare, proxy: Proxy, through: str
+) -> None:
+    topic = declare()
+    adapter = open_one(through)
+    assert adapter.publish([message(topic)], 5.0) == [SENT]
+    proxy.hold_requests()
+    outcomes: list[object] = []
+    thread = threading.Thread(target=lambda: outcomes.extend(adapter.publish([message(topic)], 60)))
+    thread.start()
+    wait_for(lambda: adapter._servers._busy, "the publish")
+    adapter.close()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert isinstance(outcomes[0], Unknown)
+    (closed,) = adapter.publish([message(topic)], 5.0)
+    assert isinstance(closed, Unknown)
