@@ -163,7 +163,7 @@ def test_a_signature_that_a_dependency_injection_library_sets_is_honoured():
         (samples.raw_message, "tests.unit.handler_samples.raw_message"),
         (samples.Service().handle, "tests.unit.handler_samples.Service.handle"),
         (samples.Sync(), "tests.unit.handler_samples.Sync"),
-        (samples.logged(samples.raw_message), "tests.unit.handler_samples.raw_message"),
+        (samples.logged(samples.quoted), "tests.unit.handler_samples.quoted"),
         (functools.partial(samples.everything_sync, connection="CANARY"),  # type: ignore[arg-type]
          "tests.unit.handler_samples.everything_sync"),
     ],
@@ -560,6 +560,7 @@ def test_a_function_whose_signature_cannot_be_read_is_refused():
 @pytest.mark.parametrize(
     "function",
     [lambda: None, lambda *args: None, lambda **kwargs: None, lambda *, order: None, print],
+    ids=["none", "*args", "**kwargs", "keyword-only", "print"],
 )
 def test_a_handler_without_a_positional_parameter_is_refused(function):
     assert "no positional parameter for the payload" in refusal(function)

@@ -151,8 +151,8 @@ _BODIES = [
 ]
 
 
-@pytest.mark.parametrize("type_", _LEAKY)
-@pytest.mark.parametrize("body", _BODIES)
+@pytest.mark.parametrize("type_", _LEAKY, ids=repr)
+@pytest.mark.parametrize("body", _BODIES, ids=repr)
 def test_the_text_and_traceback_of_a_decode_error_hold_nothing_of_the_body(type_, body):
     with contextlib.suppress(DecodeError):  # some of them fit some types
         _message(body.encode()).decode(type_)

@@ -170,7 +170,7 @@ def test_without_any_id_or_position_a_fresh_one_is_made_up_and_marked():
     assert first.message.id != second.message.id
 
 
-@pytest.mark.parametrize("empty", ["", b""])
+@pytest.mark.parametrize("empty", ["", b""], ids=repr)
 def test_an_empty_id_is_none(empty):
     assert _decode(native_id=empty, position="t/0/7").message.id == "t/0/7"
 
