@@ -36,8 +36,8 @@ _REMEDIES = {
     "WRONGPASS": "check the user and the password of broker_url",
     "NOAUTH": "the server wants a password: put it into broker_url",
     "DENIED": "the server is in protected mode: give it a password or let it bind elsewhere",
-    "NOPERM": "let the user run @read, @write, @stream, @scripting and @connection commands "
-    "on the keys of its topics",
+    "NOPERM": "let the user run +@read +@write +@connection +@scripting +time on the keys of its "
+    "topics, such as ~{orders}:*",
     "WRONGTYPE": "another program uses a key of this topic: give the topic another name",
     "NOGROUP": "the topic or the group does not exist (any more): call declare()",
     "TLS": "check the certificate of the server, its host name, and ssl_ca_certs in client_options",
