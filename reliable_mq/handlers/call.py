@@ -81,12 +81,11 @@ class HandlerCall:
 
         It is asked once for what several parameters ask for: a handler has one session.
         """
-        made: dict[tuple[Source, type], Any] = {}
+        made: dict[type, Any] = {}
         for injection in self.injections:
-            key = injection.source, injection.type
-            if key not in made:
-                made[key] = provide(injection)
-        return {i.parameter: made[i.source, i.type] for i in self.injections}
+            if injection.type not in made:
+                made[injection.type] = provide(injection)
+        return {injection.parameter: made[injection.type] for injection in self.injections}
 
     def invoke(self, payload: Any, arguments: Mapping[str, Any]) -> Any:
         """Call the handler; of an ``async def`` one return what is to be awaited.
