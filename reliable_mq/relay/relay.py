@@ -12,6 +12,7 @@ from reliable_mq.adapter import Adapter
 from reliable_mq.clock import Clock
 from reliable_mq.durations import seconds
 from reliable_mq.events import BrokerDown, BrokerUp, Events
+from reliable_mq.message import Message
 from reliable_mq.relay.sender import Sender
 from reliable_mq.relay.settler import Settler
 from reliable_mq.relay.verdict import Verdict, judge
@@ -20,7 +21,8 @@ from reliable_mq.settings import Settings
 from reliable_mq.store import Store
 from reliable_mq.store.dialects import Trouble
 from reliable_mq.store.leases import LeaseSet
-from reliable_mq.store.outbox.reading import Outgoing, Reader, RowKey
+from reliable_mq.store.outbox.outgoing import Outgoing, RowKey, UnreadableRowError
+from reliable_mq.store.outbox.reading import Reader
 from reliable_mq.store.outbox.sending import sendable
 from reliable_mq.store.tables import OUTBOX_SLOTS
 from reliable_mq.store.texts import cause_of
@@ -238,37 +240,36 @@ class Relay:
         before = (self._settler.sent, self._settler.held)
         self._settler.settle()
         self._renew_if_due()
-        started = self._clock.monotonic()
         slots = [int(name) for name in self._leases.held]
-        rows = self._reader.read(slots, self._waiting.excluded(started))
+        rows = self._reader.read(slots, self._waiting.excluded(self._clock.monotonic()))
         stopped: set[RowKey] = set()
         for first in range(0, len(rows), self._batch_size):
             if stop.is_set() or not self._may_publish():
                 break
-            verdict = self._send(rows[first : first + self._batch_size], stopped, started)
+            verdict = self._send(rows[first : first + self._batch_size], stopped)
             self._settler.begin(verdict)
             if verdict.outage is not None:
                 break
         self._settler.finish()
         return RelayCounts(self._settler.sent - before[0], self._settler.held - before[1])
 
-    def _send(self, batch: Sequence[Outgoing], stopped: set[RowKey], read_at: float) -> Verdict:
+    def _send(self, batch: Sequence[Outgoing], stopped: set[RowKey]) -> Verdict:
         """Publish *batch* but for what waits, and for keys *stopped*, earlier in this read too."""
         verdict = Verdict(stopped=stopped)
-        fit: list[Outgoing] = []
+        rows: list[Outgoing] = []
+        messages: list[Message] = []
         for row in batch:
             if verdict.is_stopped(row) or self._waiting.blocks(row):
                 continue
-            if row.message is None:
-                verdict.refuse(row, row.fault or "the row cannot be read")
-            else:
-                fit.append(row)
-        if fit:
+            try:
+                messages.append(row.message())
+                rows.append(row)
+            except UnreadableRowError as error:
+                verdict.refuse(row, str(error))
+        if rows:
             left = self._leases.until - self._clock.monotonic()
-            outcomes = self._sender.publish(fit, min(self._publish_timeout, left))
-            judge(fit, outcomes, verdict)
-            verdict.elapsed = self._clock.monotonic() - read_at
-            self._learn(verdict)
+            outcomes = self._sender.publish(messages, min(self._publish_timeout, left))
+            self._learn(judge(rows, outcomes, verdict))
         return verdict
 
     # --- leases ----------------------------------------------------------------------------------

@@ -9,49 +9,49 @@ from reliable_mq.adapter import Adapter, Outcome, Sent, Unknown
 from reliable_mq.clock import Clock
 from reliable_mq.errors import ReliableMQError
 from reliable_mq.message import Message
-from reliable_mq.store.outbox.reading import Outgoing
 from reliable_mq.store.texts import cause_of
 
 log = logging.getLogger("reliable_mq")
 
 _CAUSE_BYTES = 500
-_EARLIER = Unknown("an earlier message of its key was not sent")
+_NOT_TRIED = Unknown("it was not tried: the time was over, or its key was stopped before it")
 
 
 class Sender:
-    """Publishes rows and always returns outcomes. Used by one thread at a time."""
+    """Publishes messages and always returns outcomes. Used by one thread at a time."""
 
     def __init__(self, adapter: Adapter, clock: Clock) -> None:
         self._adapter = adapter
         self._clock = clock
         self._broken: type[BaseException] | None = None
 
-    def publish(self, rows: Sequence[Outgoing], timeout: float) -> list[Outcome]:
-        """Return an outcome for each of *rows* within *timeout* seconds. Never raises.
+    def publish(self, messages: Sequence[Message], timeout: float) -> list[Outcome]:
+        """Return an outcome for each of *messages* within *timeout* seconds. Never raises.
 
         An adapter that raises breaks its contract. Should one message be the reason, the others
         are sent all the same: each by itself, a key no further than its first failure.
         """
         deadline = self._clock.monotonic() + timeout
-        outcomes = self._call([_message(row) for row in rows], timeout)
+        outcomes = self._call(messages, timeout)
         if isinstance(outcomes, list):
             return outcomes
-        if isinstance(outcomes, ReliableMQError) or len(rows) == 1:
-            return [_unknown(outcomes)] * len(rows)
-        return self._one_by_one(rows, deadline)
+        if isinstance(outcomes, ReliableMQError) or len(messages) == 1:
+            return [_unknown(outcomes)] * len(messages)
+        return self._one_by_one(messages, deadline)
 
-    def _one_by_one(self, rows: Sequence[Outgoing], deadline: float) -> list[Outcome]:
+    def _one_by_one(self, messages: Sequence[Message], deadline: float) -> list[Outcome]:
         found: list[Outcome] = []
-        stopped = set()
-        for row in rows:
+        stopped: set[tuple[str, str]] = set()
+        for message in messages:
+            key = None if message.key is None else (message.topic, message.key)
             left = deadline - self._clock.monotonic()
-            if row.key in stopped or left <= 0:
-                outcome: Outcome = _EARLIER
+            if key in stopped or left <= 0:
+                outcome: Outcome = _NOT_TRIED
             else:
-                answer = self._call([_message(row)], left)
+                answer = self._call([message], left)
                 outcome = _unknown(answer) if isinstance(answer, Exception) else answer[0]
-            if row.key is not None and not isinstance(outcome, Sent):
-                stopped.add(row.key)
+            if key is not None and not isinstance(outcome, Sent):
+                stopped.add(key)
             found.append(outcome)
         return found
 
@@ -67,12 +67,6 @@ class Sender:
                 log.exception("the adapter %s broke its contract", self._adapter.name)
             self._broken = type(error)
             return error
-
-
-def _message(row: Outgoing) -> Message:
-    if row.message is None:
-        raise ValueError(f"row {row.id} has no message to publish")
-    return row.message
 
 
 def _unknown(error: Exception) -> Unknown:

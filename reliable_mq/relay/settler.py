@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
 from reliable_mq.events import Events, MessageHeld, MessageSent
@@ -16,7 +17,7 @@ from reliable_mq.relay.verdict import Verdict
 from reliable_mq.store import Store
 from reliable_mq.store.dialects import Trouble
 from reliable_mq.store.leases import LeaseSet
-from reliable_mq.store.outbox.reading import Outgoing
+from reliable_mq.store.outbox.outgoing import Outgoing
 from reliable_mq.store.outbox.sending import Unfit, hold, settle
 
 log = logging.getLogger("reliable_mq")
@@ -86,10 +87,17 @@ class Settler:
         self.sent += len(verdict.sent)
         # What follows may fail, and is then done again; this part is not repeated.
         sent, verdict.sent, verdict.later = verdict.sent, [], []
-        for row in sent if self._events.wants(MessageSent) else ():
-            self._events.emit(_sent(row, verdict.elapsed))
+        if self._events.wants(MessageSent):
+            self._report_sent(sent)
         if verdict.unfit:
             self._hold(verdict)
+
+    def _report_sent(self, rows: Sequence[Outgoing]) -> None:
+        with self._store.engine.connect() as connection:
+            now = int(connection.execute(select(self._store.now())).scalar_one())
+        for row in rows:
+            age = max(0.0, (now - row.created_at) / 1e6)
+            self._events.emit(MessageSent(row.topic, row.message_id, age))
 
     def _hold(self, verdict: Verdict) -> None:
         try:
@@ -105,7 +113,7 @@ class Settler:
             self._report(item)
 
     def _report(self, item: Unfit) -> None:
-        message_id = item.row.message.id if item.row.message is not None else str(item.row.id)
+        message_id = item.row.message_id
         log.error(
             "message %s for %s was refused and is held, row %d: %s",
             message_id,
@@ -124,8 +132,3 @@ class Settler:
                 if self._store.dialect.classify(error) is not Trouble.BUSY:
                     raise
         return write()
-
-
-def _sent(row: Outgoing, elapsed: float) -> MessageSent:
-    age = max(0.0, (row.read_at - row.created_at) / 1e6) + elapsed
-    return MessageSent(row.topic, row.message.id if row.message is not None else "", age)

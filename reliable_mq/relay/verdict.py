@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from reliable_mq.adapter import Outcome, Refused, Sent, Unknown, Unroutable
 from reliable_mq.relay.waiting import delay_after
-from reliable_mq.store.outbox.reading import Outgoing, RowKey
+from reliable_mq.store.outbox.outgoing import Outgoing, RowKey
 from reliable_mq.store.outbox.sending import (
     NO_ROUTE,
     NO_ROUTE_FOR_KEY,
@@ -23,8 +23,7 @@ class Verdict:
 
     ``stopped`` are the keys of which not every row was sent: the rest of them must wait for the
     next read. ``without_route`` are topics that none of the rows reached, with seconds to wait.
-    ``outage`` is the cause where not one outcome is known: the broker is away. ``elapsed`` is
-    the time from the reading of the rows to the last outcome.
+    ``outage`` is the cause where not one outcome is known: the broker is away.
     """
 
     sent: list[Outgoing] = field(default_factory=list)
@@ -33,7 +32,6 @@ class Verdict:
     stopped: set[RowKey] = field(default_factory=set)
     without_route: dict[str, float] = field(default_factory=dict)
     outage: str | None = None
-    elapsed: float = 0.0
 
     def refuse(self, row: Outgoing, cause: str) -> None:
         """Note that *row* can never be sent; what follows it in its key is stopped."""

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from reliable_mq.store.outbox.reading import Excluded, Outgoing, RowKey
+from reliable_mq.store.outbox.outgoing import Outgoing, RowKey
+from reliable_mq.store.outbox.reading import Excluded
 
 FIRST_DELAY = 0.5
 MAX_DELAY = 10.0

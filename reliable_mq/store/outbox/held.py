@@ -26,7 +26,7 @@ from reliable_mq.errors import ReliableMQError
 from reliable_mq.message import HeaderValue
 from reliable_mq.status import OutboxStatus
 from reliable_mq.store.codec import unpack_headers
-from reliable_mq.store.outbox.reading import raw_text, shown
+from reliable_mq.store.outbox.outgoing import raw_text, shown
 from reliable_mq.store.outbox.sending import NO_ROUTE, NO_ROUTE_FOR_KEY
 from reliable_mq.store.store import Store
 from reliable_mq.store.times import duration_micros, from_micros

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import (
@@ -22,14 +22,12 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Integer,
-    LargeBinary,
     Row,
     Select,
     SmallInteger,
     Table,
     bindparam,
     case,
-    cast,
     exists,
     func,
     literal,
@@ -38,48 +36,26 @@ from sqlalchemy import (
     text,
     true,
     tuple_,
-    type_coerce,
     union_all,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.sql.selectable import TypedReturnsRows
 
-from reliable_mq.message import Message
-from reliable_mq.store.codec import unpack_headers
+from reliable_mq.store.outbox.outgoing import Outgoing, RowKey, outgoing, raw_text, row_key
 from reliable_mq.store.store import Store
 from reliable_mq.store.tables import OUTBOX_SLOTS
-from reliable_mq.store.times import from_micros
 
 MAX_BYTES = 16 * 1024 * 1024
 """Bytes of bodies and headers that one read holds at most, or one message where it is larger."""
+
+_ID, _SLOT, _SIZE, _BODY, _HEADERS = 0, 1, 9, 10, 11
+"""Places of the columns that are read here; a row knows them faster by place than by name."""
 
 _NO_PLANNER_CHOICE = text(
     "SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', "
     "true), set_config('enable_sort', 'off', true), set_config('jit', 'off', true)"
 )
 """A plan made (and, prepared, kept) while the outbox was empty would sort ten million rows."""
-
-RowKey = tuple[str, bytes]
-"""Topic and key: what is sent in order."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outgoing:
-    """One row on its way out. ``message`` is None where the row cannot be read: see ``fault``.
-
-    ``key`` is None for a message that has no order. ``created_at`` is by the database's clock,
-    and ``read_at`` is what that clock said when the row was read.
-    """
-
-    id: int
-    slot: int
-    topic: str
-    key: RowKey | None
-    attempts: int
-    created_at: int
-    read_at: int
-    message: Message | None
-    fault: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +106,10 @@ class Reader:
         with self._store.engine.connect() as connection:
             if self._store.dialect.name == "postgresql":
                 connection.execute(_NO_PLANNER_CHOICE)
-            found = list(connection.execute(self._statement(bool(excluded)), self._with(excluded)))
-            found.sort(key=lambda row: int(row.id))
-            self._share(Counter(int(row.slot) for row in found))
+            statement = self._statement(bool(excluded))
+            found = list(connection.execute(statement, self._with(excluded)).all())
+            found.sort(key=itemgetter(_ID))
+            self._share(Counter(map(itemgetter(_SLOT), found)))
             return self._complete(connection, found[: self._rows])
 
     # --- shares ----------------------------------------------------------------------------------
@@ -211,7 +188,6 @@ class Reader:
             c.message_time,
             c.created_at,
             c.attempts,
-            self._store.now().label("read_at"),
             size.label("size"),
             case((small, c.body)).label("body"),
             case((small, c.headers)).label("headers"),
@@ -228,21 +204,20 @@ class Reader:
     def _complete(self, connection: Connection, found: Sequence[Row[Any]]) -> list[Outgoing]:
         """Cut *found* where it would be too many bytes, and fetch the bodies that are large."""
         found = within_bytes(found, MAX_BYTES)
-        large = self._fetch(connection, [int(row.id) for row in found if row.body is None])
-        rows: list[Outgoing] = []
-        vanished: set[RowKey | None] = set()
-        for row in found:
-            body, headers = large.get(row.id, (row.body, row.headers))
-            if body is None:
-                # Sent or held by another relay since; what follows it is that one's business.
-                vanished.add(_row_key(row))
-            elif (key := _row_key(row)) is None or key not in vanished:
-                rows.append(_outgoing(row, key, bytes(body), bytes(headers)))
-        return rows
+        ids = [row[_ID] for row in found if row[_BODY] is None]
+        if not ids:
+            return [outgoing(row, row[_BODY], row[_HEADERS]) for row in found]
+        large = self._fetch(connection, ids)
+        # What vanished was sent or held by another relay; what follows it is that one's business.
+        vanished = {row_key(row) for row in found if row[_BODY] is None and row[_ID] not in large}
+        return [
+            outgoing(row, *large.get(row[_ID], (row[_BODY], row[_HEADERS])))
+            for row in found
+            if not vanished or row.message_key is None or row_key(row) not in vanished
+            if row[_BODY] is not None or row[_ID] in large
+        ]
 
     def _fetch(self, connection: Connection, ids: Sequence[int]) -> dict[int, tuple[bytes, bytes]]:
-        if not ids:
-            return {}
         c = self._outbox.c
         found = connection.execute(select(c.id, c.body, c.headers).where(c.id.in_(ids)))
         return {row.id: (row.body, row.headers) for row in found}
@@ -270,15 +245,6 @@ def not_excluded(outbox: Table) -> list[ColumnElement[bool]]:
     ]
 
 
-def raw_text(store: Store, column: Column[Any]) -> ColumnElement[Any]:
-    """Return *column* as its bytes: a row of broken text must not break reading the others."""
-    if store.dialect.name == "postgresql":
-        return column
-    if store.dialect.name == "sqlite":
-        return cast(column, LargeBinary).label(column.name)
-    return type_coerce(column, LargeBinary).label(column.name)
-
-
 # --- pure parts ----------------------------------------------------------------------------------
 
 
@@ -303,55 +269,7 @@ def within_bytes(found: Sequence[Row[Any]], limit: int) -> Sequence[Row[Any]]:
     """Return the first of *found* that together have *limit* bytes, one at least."""
     total = 0
     for count, row in enumerate(found):
-        total += int(row.size)
+        total += row[_SIZE]
         if total > limit:
             return found[: max(1, count)]
     return found
-
-
-def _row_key(row: Row[Any]) -> RowKey | None:
-    if row.message_key is None:
-        return None
-    return shown(row.topic), bytes(row.message_key)
-
-
-def _outgoing(row: Row[Any], key: RowKey | None, body: bytes, headers: bytes) -> Outgoing:
-    message: Message | None = None
-    fault: str | None = None
-    try:
-        message = Message(
-            id=_text(row.message_id),
-            topic=_text(row.topic),
-            key=None if row.message_key is None else bytes(row.message_key).decode(),
-            body=body,
-            headers=MappingProxyType(unpack_headers(headers)),
-            content_type=None if row.content_type is None else _text(row.content_type),
-            time=from_micros(row.message_time),
-        )
-    except Exception as error:  # noqa: BLE001 - whatever is in there must not stop the others
-        fault = f"the row cannot be read: {type(error).__name__}"
-    return Outgoing(
-        id=int(row.id),
-        slot=int(row.slot),
-        topic=shown(row.topic),
-        key=key,
-        attempts=_number(row.attempts),
-        created_at=_number(row.created_at),
-        read_at=int(row.read_at),
-        message=message,
-        fault=fault,
-    )
-
-
-def _text(value: str | bytes) -> str:
-    return value if isinstance(value, str) else bytes(value).decode()
-
-
-def _number(value: Any) -> int:
-    # SQLite keeps any text in a column of integers.
-    return value if isinstance(value, int) else 0
-
-
-def shown(value: str | bytes) -> str:
-    """Return what :func:`raw_text` brought as text for people, whatever the bytes are."""
-    return value if isinstance(value, str) else bytes(value).decode(errors="replace")

@@ -26,7 +26,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from reliable_mq.store.leases import LeaseSet
-from reliable_mq.store.outbox.reading import Excluded, Outgoing, RowKey, not_excluded, not_held
+from reliable_mq.store.outbox.outgoing import Outgoing, RowKey
+from reliable_mq.store.outbox.reading import Excluded, not_excluded, not_held
 from reliable_mq.store.store import Store
 from reliable_mq.store.texts import clean
 from reliable_mq.store.times import duration_micros
