@@ -43,19 +43,23 @@ class TopicShare:
 
     # --- keeping it ---
 
-    def attend(self) -> list[Lost]:
-        """Renew when it is time or when something is to be gained or lost; return what is lost."""
+    def attend(self, *, look: bool = True) -> list[Lost]:
+        """Renew when it is time; with *look* also when something is to be gained or given up.
+
+        Returns what is lost.
+        """
         leases = self._leases or self._join()
         now = time.monotonic()
-        if now >= self._renew_at or (now >= self._look_at and self._would_change(leases)):
+        if now >= self._renew_at or (look and self._would_change(leases, now)):
             self.commit()
             self._database.run(leases.renew)
             self._renew_at = now + self._duration / 3
-        if now >= self._look_at:
-            self._look_at = now + _LOOK
         return self._settle(leases.held)
 
-    def _would_change(self, leases: LeaseSet) -> bool:
+    def _would_change(self, leases: LeaseSet, now: float) -> bool:
+        if now < self._look_at:
+            return False
+        self._look_at = now + _LOOK
         return self._database.read(leases.would_change)
 
     def _join(self) -> LeaseSet:

@@ -185,7 +185,8 @@ class SqlSubscription:
     def keep_alive(self, deliveries: Sequence[Received]) -> None:
         """See ``Subscription.keep_alive``: renews the leases where it is time to."""
         if not self._closed:
-            self._attend()
+            for share in self._shares:
+                self._lost += share.attend(look=False)
 
     def hand_over(self, partition: str) -> None:
         """See ``Subscription.hand_over``."""

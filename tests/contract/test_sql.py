@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 
 import pytest
 
 from reliable_mq.adapter import Adapter
 from reliable_mq.registry import open_adapter
-from reliable_mq.testing.contract import AdapterContract, BrokerControl
-from reliable_mq.testing.contract.base import ContextFactory
+from reliable_mq.testing.contract import AdapterContract
+from reliable_mq.testing.contract.base import ContextFactory, ContractBase
+from reliable_mq.testing.contract.outage import OutageContract
+from tests.brokers import Server
+from tests.brokers.databases import fresh_database
 from tests.conftest import OwnServer
 
 
-class SqlContract(AdapterContract):
+class OnSql(ContractBase):
+    quiet = 0.5
+
     @pytest.fixture
     def adapter(self, context: ContextFactory) -> Iterator[Adapter]:
         adapter = open_adapter("sql://", context())
@@ -21,19 +27,44 @@ class SqlContract(AdapterContract):
         adapter.close()
 
 
-class TestSQLite(SqlContract):
+class TestSQLite(OnSql, AdapterContract):
     @pytest.fixture
     def database_url(self, sqlite_url: str) -> str:
         return sqlite_url
 
 
-class TestPostgreSQL(SqlContract):
-    @pytest.fixture
-    def database_url(self, postgresql_url: str) -> str:
-        return postgresql_url
+class TestPostgreSQL(OnSql, AdapterContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def database_url(cls, postgresql_server: Server) -> Iterator[str]:
+        with fresh_database(postgresql_server.url, f"contract_{secrets.token_hex(4)}") as url:
+            yield url
 
 
-class TestMariaDB(SqlContract):
+class TestMariaDB(OnSql, AdapterContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def database_url(cls, mariadb_server: Server) -> Iterator[str]:
+        with fresh_database(mariadb_server.url, f"contract_{secrets.token_hex(4)}") as url:
+            yield url
+
+
+@pytest.mark.chaos
+class OutageOnSql(OnSql, OutageContract):
+    kind: str
+
     @pytest.fixture
-    def database_url(self, mariadb_url: str) -> str:
-        return mariadb_url
+    def broker(self, own_server: OwnServer) -> Server:
+        return own_server(self.kind)
+
+    @pytest.fixture
+    def database_url(self, broker: Server) -> str:
+        return broker.url
+
+
+class TestPostgreSQLOutage(OutageOnSql):
+    kind = "postgresql"
+
+
+class TestMariaDBOutage(OutageOnSql):
+    kind = "mariadb"
