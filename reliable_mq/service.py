@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from reliable_mq import events as ev
 from reliable_mq.consumer.group import GroupConsumer
@@ -93,7 +93,8 @@ class Service:
         if not spec.call.is_async:
             return SyncLane(self._runtime.store, self._stop)
         if self._loop is None:
-            self._own_loop = _LoopThread()
+            # Its pooled connections belong to the loop and must be closed on it.
+            self._own_loop = _LoopThread(self._runtime.store.adispose)
             self._loop = self._own_loop.loop
         return AsyncLane(self._runtime.store, self._stop, self._loop)
 
@@ -228,8 +229,9 @@ def _state(alive: bool, healthy: bool) -> str:
 class _LoopThread:
     """An event loop on a thread of its own, for ``async def`` handlers of ``run()``."""
 
-    def __init__(self) -> None:
+    def __init__(self, last: Callable[[], Awaitable[None]]) -> None:
         self.loop = asyncio.new_event_loop()
+        self._last = last
         self._thread = threading.Thread(target=self._run, name="reliable-mq-loop", daemon=True)
 
     def _run(self) -> None:
@@ -245,13 +247,17 @@ class _LoopThread:
 
     def stop(self) -> None:
         """Cancel what still runs and end the loop."""
-        asyncio.run_coroutine_threadsafe(_cancel_all(), self.loop).result(10.0)
+        wound_up = asyncio.run_coroutine_threadsafe(self._wind_up(), self.loop)
+        try:
+            wound_up.result(10.0)
+        except TimeoutError:
+            log.warning("a handler does not end when it is cancelled; its loop is left behind")
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(10.0)
 
-
-async def _cancel_all() -> None:
-    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    async def _wind_up(self) -> None:
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._last()
