@@ -38,8 +38,10 @@ def parse_url(text: str) -> URL:
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
+        # As if it had a scheme, so that a password is found where only that was forgotten.
+        shown = redact_url(text if "://" in text else f"x://{text}").removeprefix("x://")
         raise ConfigurationError(
-            f"database_url {redact_url(text)!r} is not a URL; write for example "
+            f"database_url {shown!r} is not a URL; write for example "
             "postgresql+psycopg://user@host/database or sqlite:///file.db"
         ) from None
     family = family_of(url)
