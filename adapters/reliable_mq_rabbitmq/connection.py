@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import pika
 from pika.adapters.select_connection import IOLoop
+from pika.adapters.utils.connection_workflow import AMQPConnectionWorkflowAborted
 
 from reliable_mq.errors import ReliableMQError, TransportError
 from reliable_mq_rabbitmq import errors, quiet
@@ -164,7 +165,8 @@ class Connection:
     def _on_tried(self, result: Client | BaseException) -> None:
         self._workflow = None
         if isinstance(result, BaseException):
-            self._failures.append(result)
+            if not isinstance(result, AMQPConnectionWorkflowAborted):
+                self._failures.append(result)
             self._try_next_host()
             return
         self._client = result
@@ -204,7 +206,7 @@ class Connection:
     def _finish(self) -> None:
         with self._lock:
             self._ended = True
-            replies = list(self._replies)
+            replies = self._replies.copy()
         self._loop.close()
         self._settled.set()
         error = self.error()

@@ -10,7 +10,7 @@ from typing import Any
 
 from pika import exceptions
 
-from reliable_mq.errors import ReliableMQError, TransportError
+from reliable_mq.errors import ConfigurationError, ReliableMQError, TransportError
 from reliable_mq_rabbitmq import errors
 from reliable_mq_rabbitmq.connection import Connection
 from reliable_mq_rabbitmq.mailbox import Arrival, Mailbox
@@ -163,6 +163,7 @@ class QueueConsumer:
         self.active = False
         """The queue gave us something: in order, we are the one who gets its messages."""
         self._letting_go = False
+        self._cancelled = False
         self._channel: Any = None
         self._open()
 
@@ -204,9 +205,10 @@ class QueueConsumer:
 
     def _on_cancel(self, _: Any) -> None:
         """The broker ended the consumer, because the queue was deleted."""
+        self._cancelled = True
         self._lose()
         if self._channel.is_open:
-            self._channel.close()
+            self._channel.close()  # It has no consumer any more, so there is nothing to cancel.
 
     def ack(self, tags: Iterable[int]) -> None:
         """Acknowledge; what is not outstanding is ignored."""
@@ -258,10 +260,12 @@ class QueueConsumer:
         self.connection.gone(self, None if self._letting_go else self._error(reason))
 
     def _error(self, reason: BaseException) -> ReliableMQError:
-        if not isinstance(reason, exceptions.ChannelClosedByBroker):
-            return TransportError(f"RabbitMQ: {errors.describe(reason)}")
-        refusal = errors.ChannelRefused(reason.reply_code, reason.reply_text)
-        error = errors.refused(refusal, f"to deliver from queue {self.queue!r}")
-        if reason.reply_code == errors.NOT_FOUND:
-            return TransportError(f"{error}; declare the topic and the group first")
-        return error
+        if self._cancelled:
+            return TransportError(f"queue {self.queue!r} was deleted: declare its group again")
+        text = f"RabbitMQ ended the delivery from {self.queue!r}: {errors.describe(reason)}"
+        if isinstance(reason, exceptions.ChannelClosedByBroker):
+            if reason.reply_code == errors.ACCESS_REFUSED:
+                return ConfigurationError(f"{text}; grant the user the permission to read it")
+            if reason.reply_code == errors.NOT_FOUND:
+                return TransportError(f"{text}; declare the topic and the group")
+        return TransportError(text)

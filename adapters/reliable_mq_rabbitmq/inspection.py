@@ -32,24 +32,13 @@ class Inspection:
         self, topics: Mapping[str, TopicSpec], groups: Collection[GroupSpec]
     ) -> Iterator[Finding]:
         """Look at the connection, then at what was declared."""
-        yield from self._transport()
+        yield from plain_text_findings(self._options)
         yield from self._version()
         for topic in sorted(topics):
             if not self._exchange_exists(topic):
                 yield _missing(f"topic {topic!r}", f"there is no exchange {topic!r}")
         for group in sorted(groups, key=lambda spec: (spec.topic, spec.group)):
             yield from self._group(group, topics)
-
-    def _transport(self) -> Iterator[Finding]:
-        far = [host for host, _ in self._options.hosts if not _is_loopback(host)]
-        if far and not self._options.tls:
-            yield Finding(
-                severity=Severity.WARNING,
-                subject="broker_url",
-                what=f"amqp:// sends password and messages to {', '.join(far)} as plain text",
-                why="whoever can listen on the way can read and send messages",
-                remedy="use amqps://, unless that network is private",
-            )
 
     def _version(self) -> Iterator[Finding]:
         version = str(self._connection.opened().server_properties.get("version", ""))
@@ -108,6 +97,19 @@ class Inspection:
         except errors.ChannelRefused as error:
             return error
         return None
+
+
+def plain_text_findings(options: Options) -> Iterator[Finding]:
+    """Warn of a password that travels as plain text to another machine."""
+    far = [host for host, _ in options.hosts if not _is_loopback(host)]
+    if far and not options.tls:
+        yield Finding(
+            severity=Severity.WARNING,
+            subject="broker_url",
+            what=f"amqp:// sends password and messages to {', '.join(far)} as plain text",
+            why="whoever can listen on the way can read and send messages",
+            remedy="use amqps://, unless that network is private",
+        )
 
 
 def _missing(subject: str, what: str) -> Finding:

@@ -69,19 +69,18 @@ class Publisher:
         limit = self._context.max_message_bytes
         if len(message.body) > limit:
             return Refused(f"the body has {len(message.body)} bytes, the limit is {limit}")
+        routing_key = self._routing_key(message)
         try:
-            properties = content.encode(message)
+            return Item(
+                index=index,
+                message_id=message.id,
+                routing_key=routing_key,
+                method=_publish_method(message.topic, routing_key),
+                properties=content.encode(message),
+                body=message.body,
+            )
         except ValueError as error:
             return Refused(str(error))
-        routing_key = self._routing_key(message)
-        return Item(
-            index=index,
-            message_id=message.id,
-            routing_key=routing_key,
-            method=_publish_method(message.topic, routing_key),
-            properties=properties,
-            body=message.body,
-        )
 
     def _routing_key(self, message: Message) -> str:
         layout = layout_of(message.topic, self._context.topics)

@@ -19,6 +19,7 @@ from reliable_mq_rabbitmq.runs import Item, Run
 
 _IDLE_CHANNELS = 8
 _CLOSE_PATIENCE = 2.0
+_WRITE_BYTES = 256 * 1024
 _NACKED = Unknown("RabbitMQ refused the message for now (nack): a queue is full or not available")
 
 
@@ -116,6 +117,11 @@ class PublishingConnection(Connection):
         if self.blocked is None and any(run in self._carriers for run in runs):
             self.cut("the broker did not close a channel in time")
 
+    def _on_end(self) -> None:
+        with self._changed:
+            self._abandoned.clear()
+            self._changed.notify_all()
+
     def _on_blocked_changed(self) -> None:
         for carrier in list(self._carriers.values()):
             carrier.pump()
@@ -154,12 +160,18 @@ class ConfirmChannel:
             self._run.pump(self)
 
     def write(self, items: list[Item]) -> range:
-        """Publish *items* in one write; return the numbers their confirms will have."""
+        """Publish *items* in few writes; return the numbers their confirms will have."""
         pieces: list[bytes] = []
         number, frame_max = self._channel.channel_number, self._client.frame_max
+        size = 0
         for item in items:
             content_frames(pieces, number, item.method, item.properties, item.body, frame_max)
-        self._client.send(b"".join(pieces))
+            size += len(item.body)
+            if size > _WRITE_BYTES:  # Pika copies what the socket did not take of one write.
+                self._client.send(b"".join(pieces))
+                pieces, size = [], 0
+        if pieces:
+            self._client.send(b"".join(pieces))
         first = self._count + 1
         self._count += len(items)
         return range(first, self._count + 1)

@@ -48,7 +48,7 @@ class Carrier(Protocol):
         ...
 
     def write(self, items: list[Item]) -> range:
-        """Publish *items* in one write; return the numbers their confirms will have."""
+        """Publish *items* in few writes; return the numbers their confirms will have."""
         ...
 
 

@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import pika
+import pytest
+
+from reliable_mq import wire
+from reliable_mq.adapter import SENT, Adapter, Received
+from reliable_mq.errors import ReliableMQError, TransportError
+from reliable_mq.testing.contract.messages import LIMITS, numbered, numbers_of
+from reliable_mq.testing.contract.readers import Reader
+from reliable_mq.testing.contract.waiting import Deadline, wait_for
+from tests.adapters.rabbitmq.conftest import GROUP, Broker
+from tests.adapters.rabbitmq.foreign import (
+    RawProperties,
+    channel,
+    header_table,
+    long_string,
+    publish,
+)
+
+Declare = Callable[..., str]
+Read = Callable[..., Reader]
+Opened = Callable[..., Adapter]
+
+
+def value(kind: bytes, form: str, *numbers: Any) -> bytes:
+    return kind + struct.pack(form, *numbers)
+
+
+def nested(depth: int) -> bytes:
+    inside = b"V"
+    for _ in range(depth):
+        inside = b"A" + struct.pack(">I", len(inside)) + inside
+    return inside
+
+
+POISON = {
+    "a time beyond the year 9999": value(b"T", ">Q", 2**63),
+    "a huge number": value(b"d", ">d", 1e308),
+    "a list in a list in a list": nested(5000),
+    "text that is not UTF-8": long_string(b"\xff\xfe\xfd"),
+}
+
+
+@pytest.mark.parametrize("poison", POISON.values(), ids=POISON.keys())
+def test_a_header_that_pika_cannot_decode_costs_neither_the_connection_nor_the_message(
+    adapter: Adapter, declare: Declare, reader: Read, rabbitmq_url: str, poison: bytes
+) -> None:
+    topic = declare()
+    consumer = reader()
+    table = header_table([("before", long_string(b"1")), ("h", poison), ("z", long_string(b"2"))])
+    publish(rabbitmq_url, topic, b"poison", properties=table)
+    assert adapter.publish(numbered(topic, [1]), 20.0) == [SENT]
+    first, second = consumer.take_only(2)
+    assert first.raw.body == b"poison"
+    headers = dict(first.raw.headers)
+    assert (headers["before"], headers["z"]) == (b"1", b"2")
+    assert "h" in headers
+    assert not wire.decode(first.raw, LIMITS).fault
+    assert second.raw.body == b"1"
+    assert not consumer.lost
+
+
+def test_native_properties_that_no_client_would_send_are_survived(
+    declare: Declare, reader: Read, rabbitmq_url: str
+) -> None:
+    topic = declare()
+    flags = (1 << 15) | (1 << 7) | (1 << 6)
+    odd = struct.pack(">H", flags) + b"\x02\xff\xfe" + b"\x03\xff\xfe\xfd" + b"\xff" * 8
+    publish(rabbitmq_url, topic, b"odd", properties=RawProperties(odd))
+    raw = reader().take(1)[0].raw
+    assert (raw.native_id, raw.native_content_type, raw.native_time) == (
+        b"\xff\xfe\xfd",
+        None,
+        None,
+    )
+    found = wire.decode(raw, LIMITS)
+    assert found.stable_id
+    assert found.message.id.startswith("sha256:")
+
+
+def test_a_message_with_nothing_at_all_arrives(
+    declare: Declare, reader: Read, rabbitmq_url: str
+) -> None:
+    topic = declare()
+    publish(rabbitmq_url, topic, b"", properties=pika.BasicProperties())
+    raw = reader().take(1)[0].raw
+    assert (raw.body, list(raw.headers), raw.key, raw.position) == (b"", [], None, None)
+    assert (raw.native_id, raw.native_content_type, raw.native_time) == (None, None, None)
+    assert not wire.decode(raw, LIMITS).stable_id
+
+
+def test_a_foreign_message_keeps_its_native_id_content_type_and_time(
+    declare: Declare, reader: Read, rabbitmq_url: str
+) -> None:
+    topic = declare()
+    properties = pika.BasicProperties(
+        message_id="theirs",
+        content_type="text/plain",
+        timestamp=1_700_000_000,
+        correlation_id="c",
+        reply_to="r",
+        priority=1,
+        app_id="a",
+        headers={"number": 7, "flag": True, "none": None, "list": ["x", 1], "text": "t"},
+    )
+    publish(rabbitmq_url, topic, b"{}", properties=properties)
+    delivery = reader().take(1)[0]
+    message = wire.decode(delivery.raw, LIMITS).message
+    assert (message.id, message.content_type) == ("theirs", "text/plain")
+    assert message.time.timestamp() == 1_700_000_000
+    assert dict(message.headers) == {
+        "number": "7",
+        "flag": "true",
+        "none": "",
+        "list": '["x",1]',
+        "text": "t",
+    }
+
+
+def test_a_redelivered_message_has_the_headers_of_the_first_time(
+    declare: Declare, reader: Read, rabbitmq_url: str
+) -> None:
+    publish(rabbitmq_url, declare(), b"", headers=[("b", b"1"), ("a", b"2")])
+    consumer = reader()
+    (first,) = consumer.take(1)
+    assert not first.redelivered
+    consumer.release([first])
+    (again,) = consumer.take(1)
+    assert again.redelivered
+    assert sorted(again.raw.headers) == sorted(first.raw.headers) == [("a", b"2"), ("b", b"1")]
+
+
+def test_the_connection_lives_on_while_nobody_receives(
+    opened: Opened, declare: Declare, reader: Read, adapter: Adapter
+) -> None:
+    topic = declare()
+    assert adapter.publish(numbered(topic, range(3)), 20.0) == [SENT] * 3
+    holder = reader(on=opened(query="?heartbeat=1", instance="holder"))
+    held = holder.take(3)
+    rival, enough = reader(), Deadline(4.0)
+    while not enough.passed:  # Longer than the broker waits for a heartbeat.
+        assert rival.step() == []
+    holder.ack(held)
+    holder.step(timeout=0)
+    assert not holder.lost
+    assert adapter.lag(topic, GROUP) == 0
+
+
+def test_a_deleted_queue_is_noticed_and_consumed_again_once_it_is_declared(
+    adapter: Adapter, declare: Declare, reader: Read, rabbitmq_url: str
+) -> None:
+    topic = declare()
+    assert adapter.publish(numbered(topic, range(3)), 20.0) == [SENT] * 3
+    consumer = reader()
+    held = consumer.take(2)
+    with channel(rabbitmq_url) as plain:
+        plain.queue_delete(f"{topic}.{GROUP}")
+    consumer.wait_until_lost(held[0])
+    with pytest.raises(TransportError, match=r"orders\.billing.*deleted.*declare"):
+        wait_for(lambda: consumer.step() or None, "an error")
+    declare()
+    assert adapter.publish(numbered(topic, [7]), 20.0) == [SENT]
+    assert numbers_of(consumer.take(1, through_outage=True)) == [7]
+
+
+def test_one_missing_queue_does_not_keep_the_others_waiting(
+    adapter: Adapter, declare: Declare, reader: Read, rabbitmq_url: str
+) -> None:
+    topic = declare(partitions=4)
+    with channel(rabbitmq_url) as plain:
+        plain.queue_delete(f"{topic}.{GROUP}.2")
+    batch = numbered(topic, range(8), key=None)
+    outcomes = adapter.publish(batch, 20.0)
+    routed = [index for index, outcome in enumerate(outcomes) if outcome == SENT]
+    assert len(routed) == 6
+    consumer = reader()
+    taken = consumer.take(6, through_outage=True)
+    assert sorted(numbers_of(taken)) == routed
+
+
+def test_a_user_who_may_not_read_is_told_so(
+    broker: Broker, opened: Opened, declare: Declare, reader: Read
+) -> None:
+    declare()
+    user = f"user-{broker.vhost}"
+    broker.api("PUT", f"/users/{user}", {"password": "pw", "tags": ""})
+    rights = {"configure": ".*", "write": ".*", "read": ""}
+    broker.api("PUT", f"/permissions/{{vhost}}/{user}", rights)
+    consumer = reader(on=opened(broker.url.replace("guest:guest", f"{user}:pw")))
+    with pytest.raises(ReliableMQError, match=r"ACCESS_REFUSED.*permission"):
+        wait_for(lambda: consumer.step() or None, "an error")
+    broker.api("DELETE", f"/users/{user}")
+
+
+def close_connections(broker: Broker, of: str) -> None:
+    """As an administrator does it; the statistics know a connection after a moment only."""
+    for name in wait_for(lambda: broker.connections(of), f"the connection of {of}"):
+        broker.api("DELETE", f"/connections/{name.replace(' ', '%20').replace('>', '%3E')}")
+
+
+def test_a_connection_that_the_broker_closes_is_reported_lost_and_made_again(
+    broker: Broker, adapter: Adapter, declare: Declare, reader: Read
+) -> None:
+    topic = declare()
+    assert adapter.publish(numbered(topic, range(10)), 20.0) == [SENT] * 10
+    consumer = reader()
+    held = consumer.take(10)
+    close_connections(broker, f"{GROUP} test")
+    wait_for(
+        lambda: consumer.has_lost(held[0]),
+        "the loss of what was held",
+        meanwhile=consumer.step_through_outage,
+    )
+    again = consumer.take(10, through_outage=True)
+    assert sorted(numbers_of(again)) == list(range(10))
+    assert min(one.epoch for one in again) > held[0].epoch
+    consumer.ack(held)
+    assert adapter.lag(topic, GROUP) == 10
+    consumer.ack(again)
+    assert adapter.lag(topic, GROUP) == 0
+
+
+def break_channel(delivery: Received) -> None:
+    """Have the broker close the channel of a delivery: nobody may acknowledge an unknown tag."""
+    consumer = delivery.receipt.consumer
+    consumer.connection.submit(lambda: consumer._channel.basic_ack(2**40))
+
+
+def test_a_channel_that_the_broker_closes_is_reported_lost_and_opened_again(
+    adapter: Adapter, declare: Declare, reader: Read
+) -> None:
+    topic = declare()
+    assert adapter.publish(numbered(topic, range(10)), 20.0) == [SENT] * 10
+    consumer = reader()
+    held = consumer.take(10)
+    break_channel(held[0])
+    wait_for(
+        lambda: consumer.has_lost(held[0]),
+        "the loss of what was held",
+        meanwhile=consumer.step_through_outage,
+    )
+    assert sorted(numbers_of(consumer.take(10, through_outage=True))) == list(range(10))
+
+
+def test_flush_of_acks_whose_channel_was_closed_says_that_they_may_be_lost(
+    adapter: Adapter, declare: Declare, reader: Read
+) -> None:
+    topic = declare()
+    assert adapter.publish(numbered(topic, range(10)), 20.0) == [SENT] * 10
+    consumer = reader()
+    held = consumer.take(10)
+    consumer.ack(held[:5])
+    consumer.subscription.flush()
+    consumer.ack(held[5:6])
+    break_channel(held[0])
+    with pytest.raises(TransportError):
+        consumer.subscription.flush()
+
+
+def test_an_ack_sent_one_by_one_behind_a_gap_leaves_only_the_gap(
+    adapter: Adapter, declare: Declare, reader: Read
+) -> None:
+    topic = declare()
+    assert adapter.publish(numbered(topic, range(100)), 20.0) == [SENT] * 100
+    consumer = reader()
+    held = consumer.take(100)
+    for delivery in held[1::2]:
+        consumer.ack([delivery])
+    consumer.ack(held[1::3])
+    left = [n for n in range(100) if n % 2 == 0 and n % 3 != 1]
+    assert adapter.lag(topic, GROUP) == len(left)
+    consumer.close()
+    assert sorted(numbers_of(reader().take_only(len(left)))) == left
