@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 from typing import Annotated, Any
 
 import typer
-from rich.progress import track
 
 from reliable_mq.app import ReliableMQ
-from reliable_mq.cli.dlq import All, Id, Json, TopicOption, Yes, headers_json, shown_body
-from reliable_mq.cli.output import confirm, console, fail, print_json, print_table, say
+from reliable_mq.cli import choosing
+from reliable_mq.cli.choosing import After, All, Id, Json, Limit, OneId, TopicOption, Yes
+from reliable_mq.cli.content import headers_json, shown_body, to_base64
+from reliable_mq.cli.output import confirm, fail, print_fields, print_json, print_table, say
 from reliable_mq.cli.targets import AppOption, open_target
 from reliable_mq.durations import seconds
 from reliable_mq.store.codec import raw_pairs
-from reliable_mq.store.outbox.held import OutboxDesk, OutboxEntry
+from reliable_mq.store.outbox.held import DiscardTooEarlyError, OutboxDesk, OutboxEntry
 
 app = typer.Typer(no_args_is_help=True, help="Messages that are committed and not sent yet.")
 
-PAGE = 500
 
-
-def _held(mq: ReliableMQ) -> OutboxDesk:
+def _desk(mq: ReliableMQ) -> OutboxDesk:
     relay = mq.settings.relay
     return OutboxDesk(mq.store, discard_after=seconds(relay.publish_timeout) + seconds(relay.lease))
 
@@ -30,15 +28,15 @@ def _held(mq: ReliableMQ) -> OutboxDesk:
 def ls(
     held: Annotated[bool, typer.Option("--held", help="Only those refused for good.")] = False,
     topic: TopicOption = None,
-    limit: Annotated[int, typer.Option(min=1, help="Show so many at most.")] = 100,
-    after: Annotated[int | None, typer.Option(help="Only those with a higher id.")] = None,
+    limit: Limit = 100,
+    after: After = None,
     app: AppOption = None,
     json: Json = False,
 ) -> None:
     """List messages by rising id."""
     with open_target(app) as mq:
         only = True if held else None
-        found = _held(mq).entries(held=only, topic=topic, limit=limit, after=after)
+        found = _desk(mq).entries(held=only, topic=topic, limit=limit, after=after)
     if json:
         print_json([as_json(one) for one in found])
         return
@@ -51,12 +49,10 @@ def ls(
 
 
 @app.command("show")
-def show(
-    id_: Annotated[int, typer.Argument(metavar="ID")], app: AppOption = None, json: Json = False
-) -> None:
+def show(id_: OneId, app: AppOption = None, json: Json = False) -> None:
     """Show one message whole."""
     with open_target(app) as mq:
-        found = _held(mq).show(id_)
+        found = _desk(mq).show(id_)
     if found is None:
         fail(f"there is no message {id_} in the outbox: it was sent, or never was")
     entry = found.entry
@@ -68,9 +64,9 @@ def show(
         "headers": None if found.headers is None else headers_json(raw_pairs(found.headers)),
     }
     if json:
-        print_json(record | {"body_base64": base64.b64encode(found.body).decode()})
+        print_json(record | {"body_base64": to_base64(found.body)})
         return
-    print_table(("field", "value"), record.items())
+    print_fields(record.items())
     say("")
     say(shown_body(found.body))
 
@@ -80,12 +76,11 @@ def retry(
     id_: Id = None, all_: All = False, topic: TopicOption = None, app: AppOption = None
 ) -> None:
     """Put a held message back to its place in the outbox, before what waits behind it."""
+    choosing.check_choice(id_, every=all_, topic=topic)
     with open_target(app) as mq:
-        held = _held(mq)
-        ids = _chosen(held, id_, all_, topic)
-        count = sum(held.retry(one) for one in track(ids, "retrying...", console=console,
-                                                     transient=True))  # fmt: skip
-    _report(id_, count, "put back")
+        desk = _desk(mq)
+        count = choosing.each(_chosen(desk, id_, topic), desk.retry, "putting back")
+    choosing.report(id_, count, done="put back", otherwise=_not_held(id_))
 
 
 @app.command("discard")
@@ -97,36 +92,40 @@ def discard(
     app: AppOption = None,
 ) -> None:
     """Delete a held message for good; what waits behind it goes on without it."""
-    if id_ is not None or all_:
-        what = f"message {id_}" if id_ is not None else "all these held messages"
-        confirm(f"Delete {what} for good?", yes=yes)
+    choosing.check_choice(id_, every=all_, topic=topic)
     with open_target(app) as mq:
-        held = _held(mq)
-        ids = _chosen(held, id_, all_, topic)
-        count = sum(held.discard(one) for one in track(ids, "discarding...", console=console,
-                                                       transient=True))  # fmt: skip
-    _report(id_, count, "discarded")
+        desk = _desk(mq)
+        ids = _chosen(desk, id_, topic)
+        if ids:
+            what = choosing.described(id_, len(ids), "held message")
+            confirm(f"Delete {what} for good?", yes=yes)
+        too_early: list[str] = []
+        count = choosing.each(ids, lambda one: _discard(desk, one, too_early), "discarding")
+    if too_early:
+        say(f"{count} discarded")
+        fail(f"{len(too_early)} not yet: {too_early[-1]}")
+    choosing.report(id_, count, done="discarded", otherwise=_not_held(id_))
 
 
-def _chosen(held: OutboxDesk, id_: int | None, all_: bool, topic: str | None) -> list[int]:
-    if (id_ is None) == (not all_):
-        raise typer.BadParameter("give an id, or --all")
-    if id_ is not None:
-        return [id_]
-    found: list[int] = []
-    after: int | None = None
-    while True:
-        page = held.entries(held=True, topic=topic, limit=PAGE, after=after)
-        found.extend(entry.id for entry in page)
-        if len(page) < PAGE:
-            return found
-        after = page[-1].id
+def _discard(desk: OutboxDesk, id_: int, too_early: list[str]) -> bool:
+    """Discard one; where it is too early for that, note why and let the others go on."""
+    try:
+        return desk.discard(id_)
+    except DiscardTooEarlyError as error:
+        too_early.append(str(error))
+        return False
 
 
-def _report(id_: int | None, count: int, done: str) -> None:
-    if id_ is not None and not count:
-        fail(f"message {id_} was not {done}: it is not held (any more)")
-    say(f"{count} {done}")
+def _chosen(desk: OutboxDesk, id_: int | None, topic: str | None) -> list[int]:
+    def page(after: int | None) -> list[int]:
+        found = desk.entries(held=True, topic=topic, limit=choosing.PAGE, after=after)
+        return [entry.id for entry in found]
+
+    return choosing.chosen(id_, page)
+
+
+def _not_held(id_: int | None) -> str:
+    return f"message {id_} is not held: it was put back or discarded, or never was"
 
 
 def as_json(entry: OutboxEntry) -> dict[str, Any]:

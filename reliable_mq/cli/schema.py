@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from reliable_mq.cli.output import fail, say
+from reliable_mq.cli.output import cell, fail, say
 from reliable_mq.cli.targets import AppOption, open_target
 
 app = typer.Typer(no_args_is_help=True, help="The tables in the application's database.")
@@ -13,7 +13,7 @@ app = typer.Typer(no_args_is_help=True, help="The tables in the application's da
 @app.command()
 def create(app: AppOption = None) -> None:
     """Create the tables that are missing; alters nothing."""
-    with open_target(app) as mq:
+    with open_target(app, creates=True) as mq:
         mq.store.create()
         say(f"the tables are there: {mq.store.shown_url}")
 
@@ -24,14 +24,14 @@ def check(app: AppOption = None) -> None:
     with open_target(app) as mq:
         found = mq.store.check()
     for difference in found:
-        say(difference)
+        say(cell(difference))
     if found:
-        fail(f"{len(found)} differences")
+        fail(f"{len(found)} differences: schema create makes what is missing")
     say("the tables are as they should be")
 
 
 @app.command()
 def sql(app: AppOption = None) -> None:
-    """Print the statements that create the tables, for a database you may not touch yourself."""
-    with open_target(app) as mq:
+    """Print the statements that create the tables; asks no database."""
+    with open_target(app, creates=True) as mq:
         typer.echo(mq.store.ddl())

@@ -8,39 +8,28 @@ from typing import Annotated
 import typer
 
 from reliable_mq.app import ReliableMQ
-from reliable_mq.cli.output import errors, fail, say
-from reliable_mq.cli.targets import AppArgument, load
+from reliable_mq.cli.output import fail, say, warn
+from reliable_mq.cli.targets import AppArgument, load, using
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log every step (DEBUG).")]
 
 
-def _log(verbose: bool) -> None:
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    if verbose:
-        logging.getLogger("reliable_mq").setLevel(logging.DEBUG)
-
-
 def run(app: AppArgument, verbose: Verbose = False) -> None:
     """Run relay and handlers until SIGTERM or SIGINT."""
-    _log(verbose)
-    mq = load(app)
+    mq = _load(app, verbose)
     if not mq.handlers:
-        errors.print(f"warning: {app} has no handlers, only the relay runs")
+        warn(f"{app} has no handlers: only the relay runs")
     _serve(mq, relay=True, consume=True)
 
 
 def relay(app: AppArgument, verbose: Verbose = False) -> None:
     """Run only the relay: send what committed transactions left in the outbox."""
-    _log(verbose)
-    _serve(load(app), relay=True, consume=False)
+    _serve(_load(app, verbose), relay=True, consume=False)
 
 
 def consume(app: AppArgument, verbose: Verbose = False) -> None:
     """Run only the handlers and their retries."""
-    _log(verbose)
-    mq = load(app)
+    mq = _load(app, verbose)
     if not mq.handlers:
         fail(f"{app} has no handlers: nothing would be consumed")
     _serve(mq, relay=False, consume=True)
@@ -48,12 +37,22 @@ def consume(app: AppArgument, verbose: Verbose = False) -> None:
 
 def declare(app: AppArgument) -> None:
     """Create what is missing: tables, topics, queues, groups."""
-    mq = load(app)
-    with mq:
+    with using(load(app)) as mq:
         mq.declare()
-    say(f"declared: tables, topics and {len(mq.handlers)} groups of {app}")
+    say(f"declared: the tables, the topics, and the groups of {len(mq.handlers)} handlers of {app}")
+
+
+def _load(name: str, verbose: bool) -> ReliableMQ:
+    mq = load(name)
+    # After the import: an application that has configured its logs keeps them as they are.
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    if verbose:
+        logging.getLogger("reliable_mq").setLevel(logging.DEBUG)
+    return mq
 
 
 def _serve(mq: ReliableMQ, *, relay: bool, consume: bool) -> None:
-    with mq:
+    with using(mq):
         mq.run(relay=relay, consume=consume)
