@@ -104,7 +104,7 @@ class Relay:
         self._reader = Reader(store, rows=self._batch_size * _READ_AHEAD)
         self._sender = Sender(adapter, clock)
         self._settler = Settler(store, self._leases, events)
-        self._waiting = Waiting()
+        self._waiting = Waiting(clock)
         self._renew_at = float("-inf")
         self._outages = 0
         self._failures = 0
@@ -204,11 +204,9 @@ class Relay:
         # Hints must not make a relay look all the time where looking is dear: where many rows
         # wait for a route, each look walks past them.
         stop.wait(min(cost, 1.0))
-        now = self._clock.monotonic()
-        ends = [self._poll, self._renew_at - now]
-        if (due := self._waiting.next_end()) is not None:
-            ends.append(due - now)
-        left = min(ends)
+        due = self._waiting.next_end()
+        renewal = self._renew_at - self._clock.monotonic()
+        left = min(self._poll, renewal, self._poll if due is None else due)
         while left > 0 and not stop.is_set() and not self._wake.wait(min(left, _SLICE)):
             left -= _SLICE
 
@@ -241,7 +239,7 @@ class Relay:
         self._settler.settle()
         self._renew_if_due()
         slots = [int(name) for name in self._leases.held]
-        rows = self._reader.read(slots, self._waiting.excluded(self._clock.monotonic()))
+        rows = self._reader.read(slots, self._waiting.excluded())
         stopped: set[RowKey] = set()
         for first in range(0, len(rows), self._batch_size):
             if stop.is_set() or not self._may_publish():
@@ -292,29 +290,25 @@ class Relay:
     # --- what a batch teaches --------------------------------------------------------------------
 
     def _learn(self, verdict: Verdict) -> None:
-        now = self._clock.monotonic()
         if verdict.outage is not None:
-            self._broker_is_down(verdict, now)
+            self._broker_is_down(verdict.outage, [item.row for item in verdict.later])
             return
         if self._outages:
             self._broker_is_up()
         for topic, delay in verdict.without_route.items():
-            self._waiting.add_topic(topic, now + delay)
+            self._waiting.add_topic(topic, delay)
         for item in verdict.later:
-            if item.delay is not None and item.row.topic not in verdict.without_route:
-                self._waiting.add_row(item.row, now + item.delay, no_route=item.no_route)
+            if item.delay and item.row.topic not in verdict.without_route:
+                self._waiting.add_row(item.row, item.delay, no_route=item.no_route)
             self._log_once(item.row.topic, "%s: a message waits, %s", item.row.topic, item.cause)
 
-    def _broker_is_down(self, verdict: Verdict, now: float) -> None:
+    def _broker_is_down(self, cause: str, rows: Sequence[Outgoing]) -> None:
         self._outages += 1
+        # It may be these messages and not the broker.
+        self._waiting.set_aside(rows)
         if self._outages == 1:
-            log.warning("the relay cannot reach the broker: %s", verdict.outage)
-            self._events.emit(BrokerDown(_PART, str(verdict.outage)))
-        # It may be these messages and not the broker: let the next try be with others.
-        until = now + 2 * _pause_after(self._outages)
-        for item in verdict.later:
-            if item.row.key is not None:
-                self._waiting.add_row(item.row, until, no_route=False)
+            log.warning("the relay cannot reach the broker: %s", cause)
+            self._events.emit(BrokerDown(_PART, cause))
 
     def _broker_is_up(self) -> None:
         self._outages = 0

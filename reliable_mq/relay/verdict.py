@@ -91,6 +91,12 @@ def _note(verdict: Verdict, row: Outgoing, outcome: Outcome) -> None:
         )
         verdict.later.append(Later(row, prefix + outcome.cause, delay, no_route=True))
     elif isinstance(outcome, Unknown):
-        # In an outage it is the relay that waits, not each row by itself.
-        delay_or_none = None if verdict.outage is not None else delay_after(row.attempts)
-        verdict.later.append(Later(row, UNCONFIRMED + outcome.cause, delay_or_none))
+        cause = UNCONFIRMED + outcome.cause
+        verdict.later.append(Later(row, cause, _delay_unconfirmed(verdict, row)))
+
+
+def _delay_unconfirmed(verdict: Verdict, row: Outgoing) -> float | None:
+    # In an outage it is the relay that waits, not each row; and once may be a coincidence.
+    if verdict.outage is not None or row.attempts == 0:
+        return None
+    return delay_after(row.attempts - 1)

@@ -48,6 +48,9 @@ from reliable_mq.store.tables import OUTBOX_SLOTS
 MAX_BYTES = 16 * 1024 * 1024
 """Bytes of bodies and headers that one read holds at most, or one message where it is larger."""
 
+_LEAST_OF_SLOT = 4
+"""Rows asked of each slot where none has more; with fewer, short keys would take many reads."""
+
 _ID, _SLOT, _SIZE, _BODY, _HEADERS = 0, 1, 9, 10, 11
 """Places of the columns that are read here; a row knows them faster by place than by name."""
 
@@ -89,7 +92,8 @@ class Reader:
         self._store = store
         self._outbox = store.tables.outbox
         self._rows = rows
-        self._inline = MAX_BYTES // max(rows, OUTBOX_SLOTS)
+        self._asked = max(rows, _LEAST_OF_SLOT * OUTBOX_SLOTS)
+        self._inline = MAX_BYTES // self._asked
         self._slots: tuple[int, ...] = ()
         self._quotas: dict[int, int] = {}
         self._statements: dict[bool, TypedReturnsRows[Any]] = {}
@@ -118,10 +122,10 @@ class Reader:
         if slots != self._slots:
             self._slots = slots
             self._statements = {}
-            self._quotas = fair_quotas(slots, {}, {}, self._rows)
+            self._quotas = fair_quotas(slots, {}, {}, self._asked)
 
     def _share(self, found: Mapping[int, int]) -> None:
-        self._quotas = fair_quotas(self._slots, self._quotas, found, self._rows)
+        self._quotas = fair_quotas(self._slots, self._quotas, found, self._asked)
 
     def _with(self, excluded: Excluded) -> dict[str, Any]:
         shares = self._share_parameters()
@@ -130,6 +134,8 @@ class Reader:
     def _share_parameters(self) -> dict[str, Any]:
         if self._store.dialect.name == "postgresql":
             return {"slots": list(self._slots), "quotas": [self._quotas[s] for s in self._slots]}
+        if self._store.dialect.name == "sqlite":
+            return {"slots": list(self._slots), "quota": self._rows}
         return {f"quota_{slot}": quota for slot, quota in self._quotas.items()}
 
     # --- the statement ---------------------------------------------------------------------------
@@ -137,7 +143,8 @@ class Reader:
     def _statement(self, excluding: bool) -> TypedReturnsRows[Any]:
         """Return the statement for the present slots: made once, for that is what takes long."""
         if excluding not in self._statements:
-            make = self._lateral if self._store.dialect.name == "postgresql" else self._union
+            ways = {"postgresql": self._lateral, "sqlite": self._oldest}
+            make = ways.get(self._store.dialect.name, self._union)
             self._statements[excluding] = make(excluding)
         return self._statements[excluding]
 
@@ -160,19 +167,29 @@ class Reader:
             self._of_slot(literal(slot), bindparam(f"quota_{slot}", type_=Integer), excluding)
             for slot in self._slots
         ]
-        if self._store.dialect.name == "sqlite":
-            # SQLite takes no LIMIT inside a UNION, but in a sub-query there.
-            branches = [branch.subquery().select() for branch in branches]
         return union_all(*branches) if len(branches) > 1 else branches[0]
+
+    def _oldest(self, excluding: bool) -> TypedReturnsRows[Any]:
+        """The oldest of all slots, in the order of the table itself.
+
+        For SQLite, where usually one process has all slots: a union of 64 takes it longer to
+        compile than to run. The sum keeps it from an index by slots and a sort of everything.
+        """
+        outbox = self._outbox
+        of_ours = (outbox.c.slot + 0).in_(bindparam("slots", expanding=True))
+        statement = self._ready(excluding).where(of_ours)
+        return statement.order_by(outbox.c.id).limit(bindparam("quota", type_=Integer))
 
     def _of_slot(
         self, slot: ColumnElement[int], quota: ColumnElement[int], excluding: bool
     ) -> Select[Any]:
         outbox = self._outbox
-        statement = select(*self._columns()).where(outbox.c.slot == slot, not_held(self._store))
-        if excluding:
-            statement = statement.where(*not_excluded(outbox))
+        statement = self._ready(excluding).where(outbox.c.slot == slot)
         return statement.order_by(outbox.c.slot, outbox.c.id).limit(quota)
+
+    def _ready(self, excluding: bool) -> Select[Any]:
+        statement = select(*self._columns()).where(not_held(self._store))
+        return statement.where(*not_excluded(self._outbox)) if excluding else statement
 
     def _columns(self) -> list[ColumnElement[Any]]:
         c = self._outbox.c
