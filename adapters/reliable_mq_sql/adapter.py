@@ -154,8 +154,9 @@ class SqlAdapter:
         return timedelta(microseconds=max(known))
 
     def inspect(self) -> list[Finding]:
-        """Return the database's settings under which a committed message can be lost."""
-        return self._database.read(findings)
+        """Return the database's settings that would lose or refuse a message."""
+        limit = self._context.max_message_bytes
+        return self._database.read(lambda connection: findings(connection, limit))
 
     def close(self) -> None:
         """Close the subscriptions. The store and its engine stay open: they are not ours."""

@@ -11,11 +11,17 @@ from reliable_mq.adapter import Finding, Severity
 _LOST = "messages that were confirmed can be gone afterwards"
 
 
-def findings(connection: Connection) -> list[Finding]:
-    """Return the settings under which a commit is not durable."""
+def findings(connection: Connection, max_body: int) -> list[Finding]:
+    """Return the settings under which a commit is not durable, or a message does not fit.
+
+    *max_body* is the largest body in bytes.
+    """
     name = connection.dialect.name
-    checks = {"sqlite": _sqlite, "postgresql": _postgresql}
-    return list(checks.get(name, _mysql)(connection))
+    if name == "sqlite":
+        return list(_sqlite(connection))
+    if name == "postgresql":
+        return list(_postgresql(connection))
+    return [*_mysql(connection), *_packet(connection, max_body)]
 
 
 def _sqlite(connection: Connection) -> Iterator[Finding]:
@@ -65,4 +71,18 @@ def _mysql(connection: Connection) -> Iterator[Finding]:
             what=f"{name} is {value}",
             why=f"after a power failure {_LOST}",
             remedy=f"SET GLOBAL {name} = 1",
+        )
+
+
+def _packet(connection: Connection, max_body: int) -> Iterator[Finding]:
+    limit = int(connection.execute(text("SELECT @@max_allowed_packet")).scalar_one())
+    # The driver writes a byte of the body as up to two, and the rest of the row beside it.
+    needed = 2 * max_body + 1_000_000
+    if limit < needed:
+        yield Finding(
+            severity=Severity.ERROR,
+            subject="MariaDB max_allowed_packet",
+            what=f"max_allowed_packet is {limit} bytes, max_message_bytes is {max_body}",
+            why="a large message ends the connection, and is tried again without end",
+            remedy=f"SET GLOBAL max_allowed_packet = {needed}, or lower max_message_bytes",
         )

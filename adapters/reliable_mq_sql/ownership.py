@@ -15,7 +15,7 @@ from reliable_mq_sql.database import Database
 from reliable_mq_sql.partitions import OwnedPartition
 from reliable_mq_sql.topology import missing_group
 
-_LOOK = 0.25
+_LOOK = 0.5
 """Seconds between two looks whether members came or partitions are free."""
 
 
@@ -174,7 +174,7 @@ class TopicShare:
         assert leases is not None  # noqa: S101 - who owns something has joined
         self._database.run(lambda: leases.release(str(number)))
         # Others look every _LOOK seconds; ours come after theirs.
-        self._look_at = time.monotonic() + 4 * _LOOK
+        self._look_at = time.monotonic() + 2 * _LOOK
         return self._drop(one)
 
     def leave(self) -> None:

@@ -28,13 +28,24 @@ def why_refused(message: Message, max_body: int) -> str | None:
         ("content type", message.content_type or "", MAX_CONTENT_TYPE_BYTES),
     )
     for what, text, limit in texts:
-        if len(text.encode()) > limit:
+        if len(text.encode(errors="replace")) > limit:
             return f"the {what} has more than {limit} bytes"
-        if has_control_characters(text):
-            return f"the {what} holds control characters"
+        if has_control_characters(text) or not _is_utf8(text):
+            return f"the {what} holds characters that are no text"
+    for name, value in message.headers.items():
+        if not _is_utf8(name) or not (isinstance(value, bytes) or _is_utf8(value)):
+            return "a header holds characters that are no text"
     if message.time < _EARLIEST:
         return f"the time {message.time} is before 1970"
     return None
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def to_row(message: Message, partition: int, offset: int, now: int) -> Mapping[str, Any]:

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from sqlalchemy import Connection, select, update
+
+from reliable_mq.adapter import AdapterContext, Received
+from reliable_mq.store import Store
+from reliable_mq_sql import open_adapter
+from reliable_mq_sql.subscription import SqlSubscription
+from tests.adapters.sql.conftest import Open, declare, publish
+
+
+def take(subscription: SqlSubscription, count: int) -> list[Received]:
+    taken: list[Received] = []
+    for _ in range(200):
+        taken += subscription.receive(count - len(taken), 0.1).deliveries
+        if len(taken) == count:
+            return taken
+    raise AssertionError(f"{len(taken)} of {count} deliveries")
+
+
+def bodies(deliveries: list[Received]) -> list[bytes]:
+    return [delivery.raw.body for delivery in deliveries]
+
+
+def cursor_of(store: Store, group: str) -> int:
+    cursor = store.tables.topic_cursor
+    with store.engine.connect() as connection:
+        query = select(cursor.c.log_offset).where(cursor.c.consumer_group == group)
+        return int(connection.execute(query).scalar_one())
+
+
+def expire_all_leases(connection: Connection, store: Store) -> None:
+    connection.execute(update(store.tables.lease).values(expires_at=0))
+
+
+def test_an_owner_whose_lease_expired_cannot_move_the_cursor(store: Store, opened: Open):
+    adapter = opened(store)
+    declare(adapter, "billing")
+    publish(adapter, 0, 1, 2)
+    stale = adapter.subscribe(["orders"], "billing", prefetch=10, ordered=True)
+    held = take(stale, 3)
+    with store.transaction() as connection:
+        expire_all_leases(connection, store)
+    heir = opened(store).subscribe(["orders"], "billing", prefetch=10, ordered=True)
+    assert bodies(take(heir, 3)) == [b"0", b"1", b"2"]
+    stale.ack(held)
+    stale.flush()
+    assert cursor_of(store, "billing") == 0
+    assert [one.partition for one in stale.receive(10, 5).lost] == ["orders/0"]
+
+
+def test_acks_are_committed_while_idle_and_at_the_latest_with_flush(store: Store, opened: Open):
+    adapter = opened(store)
+    declare(adapter, "billing")
+    publish(adapter, *range(10))
+    subscription = adapter.subscribe(["orders"], "billing", prefetch=10, ordered=True)
+    held = take(subscription, 10)
+    subscription.ack(held[:4])
+    subscription.flush()
+    assert cursor_of(store, "billing") == 4
+    subscription.ack(held[4:])
+    subscription.receive(10, 0)
+    assert cursor_of(store, "billing") == 10
+
+
+def test_a_hole_in_the_acks_keeps_the_cursor_before_it(store: Store, opened: Open):
+    adapter = opened(store)
+    declare(adapter, "billing")
+    publish(adapter, *range(5))
+    subscription = adapter.subscribe(["orders"], "billing", prefetch=10, ordered=False)
+    held = take(subscription, 5)
+    subscription.ack([held[0], held[1], held[3], held[4]])
+    subscription.flush()
+    assert cursor_of(store, "billing") == 2
+    assert adapter.lag("orders", "billing") == 3
+    subscription.ack([held[2]])
+    subscription.flush()
+    assert cursor_of(store, "billing") == 5
+
+
+def test_two_subscriptions_of_one_adapter_are_two_members(store: Store, opened: Open):
+    adapter = opened(store, lease=3.0)
+    declare(adapter, "billing", partitions=2)
+    members = [
+        adapter.subscribe(["orders"], "billing", prefetch=10, ordered=True) for _ in range(2)
+    ]
+    shares = [0, 0]
+    for _ in range(200):
+        for member in members:
+            member.receive(0, 0.02)
+        shares = [sum(len(share.owned) for share in member._shares) for member in members]
+        if shares == [1, 1]:
+            break
+    assert shares == [1, 1]
+
+
+def test_a_long_instance_name_still_makes_an_owner(store: Store):
+    adapter = open_adapter("sql://", AdapterContext(instance="x" * 300, store=store))
+    declare(adapter, "billing")
+    publish(adapter, 1)
+    subscription = adapter.subscribe(["orders"], "billing", prefetch=10, ordered=True)
+    assert bodies(take(subscription, 1)) == [b"1"]
+    adapter.close()
+
+
+def test_a_receive_larger_than_one_read_goes_on_where_it_stopped(store: Store, opened: Open):
+    adapter = opened(store)
+    declare(adapter, "billing")
+    publish(adapter, *range(500))
+    subscription = adapter.subscribe(["orders"], "billing", prefetch=1000, ordered=True)
+    assert bodies(take(subscription, 500)) == [str(number).encode() for number in range(500)]

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from datetime import UTC, datetime
+
+import pytest
+from sqlalchemy import Connection, event, func, select
+
+from reliable_mq.adapter import SENT, Refused, Unknown, Unroutable
+from reliable_mq.message import Message
+from reliable_mq.store import Store
+from reliable_mq_sql import database
+from reliable_mq_sql.database import Database
+from reliable_mq_sql.subscription import Poll
+from tests.adapters.sql.conftest import Open, declare, order, publish
+from tests.conftest import OwnServer
+
+
+def test_the_order_of_offsets_is_the_order_of_commits(store: Store, opened: Open):
+    """A reader that saw offset n has, or never will have, everything before n."""
+    adapter = opened(store)
+    declare(adapter, "billing")
+    done = threading.Event()
+    errors: list[BaseException] = []
+
+    def keep_publishing(start: int) -> None:
+        try:
+            for number in range(start, start + 30):
+                publish(adapter, number)
+        except BaseException as error:  # noqa: BLE001 - shown by the main thread
+            errors.append(error)
+
+    threads = [threading.Thread(target=keep_publishing, args=(i * 1000,)) for i in range(4)]
+    log = store.tables.topic_log
+    for thread in threads:
+        thread.start()
+    seen: list[int] = []
+    while not done.is_set():
+        if not any(thread.is_alive() for thread in threads):
+            done.set()
+        begin = seen[-1] + 1 if seen else 0
+        with store.engine.connect() as connection:
+            seen += connection.execute(
+                select(log.c.log_offset).where(log.c.log_offset >= begin).order_by(log.c.log_offset)
+            ).scalars()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert seen == list(range(120))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Message(id="x" * 256, topic="orders"),
+        Message(id="a\x00b", topic="orders"),
+        Message(id="a\ud800", topic="orders"),
+        Message(id="1", topic="orders", key="k" * 1025),
+        Message(id="1", topic="orders", content_type="t" * 256),
+        Message(id="1", topic="orders", headers={"name": "\ud800"}),
+        Message(id="1", topic="orders", time=datetime(1969, 1, 1, tzinfo=UTC)),
+    ],
+    ids=["long id", "NUL", "surrogate", "long key", "long content type", "header", "time"],
+)
+def test_what_no_row_can_hold_is_refused_and_its_neighbours_are_sent(
+    store: Store, opened: Open, message: Message
+):
+    adapter = opened(store)
+    declare(adapter, "billing")
+    outcomes = adapter.publish([order(1), message, order(2)], 20)
+    assert [type(one) for one in outcomes] == [type(SENT), Refused, type(SENT)]
+    assert adapter.lag("orders", "billing") == 2
+
+
+def test_a_message_the_database_refuses_is_found_among_its_neighbours(
+    sqlite_store: Store, opened: Open
+):
+    @event.listens_for(sqlite_store.engine, "connect")
+    def limit(connection: sqlite3.Connection, record: object) -> None:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 10_000)
+
+    sqlite_store.engine.dispose()
+    adapter = opened(sqlite_store)
+    declare(adapter, "billing")
+    large = Message(id="large", topic="orders", key="bob", body=bytes(20_000))
+    follower = Message(id="follower", topic="orders", key="bob")
+    outcomes = adapter.publish([order(1), large, follower, order(2)], 20)
+    assert [type(one) for one in outcomes] == [type(SENT), Refused, Unknown, type(SENT)]
+    assert adapter.lag("orders", "billing") == 2
+
+
+def test_a_topic_that_was_dropped_is_unroutable_although_it_was_known(store: Store, opened: Open):
+    adapter = opened(store)
+    declare(adapter, "billing")
+    publish(adapter, 1)
+    with store.transaction() as connection:
+        connection.execute(store.tables.topic_partition.delete())
+    (outcome,) = adapter.publish([order(2)], 20)
+    assert isinstance(outcome, Unroutable)
+
+
+def test_a_publish_wakes_a_subscription_of_the_same_process_at_once(
+    store: Store, opened: Open, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Poll, "next", lambda self: 60.0)
+    adapter = opened(store)
+    declare(adapter, "billing")
+    subscription = adapter.subscribe(["orders"], "billing", prefetch=10, ordered=True)
+    subscription.receive(10, 0)
+    publisher = threading.Timer(0.2, publish, (adapter, 1))
+    publisher.start()
+    batch = subscription.receive(10, 60.0)
+    publisher.join()
+    assert [one.raw.body for one in batch.deliveries] == [b"1"]
+
+
+def test_a_failed_publish_stores_nothing(store: Store, opened: Open):
+    adapter = opened(store)
+    declare(adapter, "billing")
+
+    def fail(connection: Connection, *arguments: object) -> None:
+        if "topic_log" in str(arguments[1]) and "INSERT" in str(arguments[1]):
+            raise RuntimeError("the process dies here")
+
+    event.listen(store.engine, "before_cursor_execute", fail)
+    with pytest.raises(RuntimeError):
+        adapter.publish([order(1)], 20)
+    event.remove(store.engine, "before_cursor_execute", fail)
+    publish(adapter, 2)
+    log = store.tables.topic_log
+    with store.engine.connect() as connection:
+        rows = connection.execute(select(log.c.message_id, log.c.log_offset)).all()
+    assert [tuple(row) for row in rows] == [("order-2", 0)]
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+def test_a_publisher_that_stops_in_its_transaction_blocks_others_only_for_a_while(
+    kind: str, opened: Open, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+):
+    monkeypatch.setattr(database, "_IDLE", 1.0)
+    store = Store(database_url=request.getfixturevalue(f"{kind}_url"))
+    store.create()
+    adapter = opened(store)
+    declare(adapter, "billing")
+    part = store.tables.topic_partition
+    locked, go_on = threading.Event(), threading.Event()
+
+    def stop(connection: Connection) -> None:
+        connection.execute(select(part).with_for_update())
+        locked.set()
+        go_on.wait(60)
+
+    def stopped_publisher() -> None:
+        with pytest.raises(Exception, match=r"idle|terminated|closed|lost|gone|timeout|killed"):
+            Database(store).write(stop, patience=0)
+
+    thread = threading.Thread(target=stopped_publisher)
+    thread.start()
+    assert locked.wait(20)
+    assert adapter.publish([order(1)], 20) == [SENT]
+    go_on.set()
+    thread.join()
+    store.dispose()
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+def test_calls_on_a_stopped_server_return_in_time_and_leave_no_thread_when_it_goes_on(
+    kind: str, opened: Open, own_server: OwnServer
+):
+    server = own_server(kind)
+    store = Store(database_url=server.url)
+    store.create()
+    before = set(threading.enumerate())
+    adapter = opened(store)
+    declare(adapter, "billing")
+    subscription = adapter.subscribe(["orders"], "billing", prefetch=10, ordered=True)
+    subscription.receive(1, 0)
+    publish(adapter, 1)
+    server.pause()
+    try:
+        begin = time.monotonic()
+        first = adapter.publish([order(2)], 1.0)
+        second = adapter.publish([order(2)], 1.0)
+        subscription.close()
+        assert time.monotonic() - begin < 20
+        assert [type(one) for one in first + second] == [Unknown, Unknown]
+    finally:
+        server.resume()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(20)
+        assert not thread.is_alive()
+    publish(adapter, 3)
+    store.dispose()
+
+
+def test_the_number_of_rows_is_the_number_of_messages_sent(store: Store, opened: Open):
+    adapter = opened(store)
+    declare(adapter, partitions=4)
+    batch = [order(number, key=None if number % 2 else f"key-{number}") for number in range(100)]
+    assert adapter.publish(batch, 20) == [SENT] * 100
+    log, part = store.tables.topic_log, store.tables.topic_partition
+    with store.engine.connect() as connection:
+        rows = connection.execute(select(func.count()).select_from(log)).scalar_one()
+        ends = connection.execute(select(part.c.next_offset)).scalars().all()
+    assert rows == sum(ends) == 100
+    assert all(ends)
