@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from enum import Enum
+from enum import StrEnum
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from reliable_mq.message import Message
@@ -252,7 +252,7 @@ class Capabilities:
     retains: bool = True
 
 
-class Severity(str, Enum):
+class Severity(StrEnum):
     """How bad a finding is: an error breaks a promise, a warning may, info is for knowing."""
 
     ERROR = "error"

@@ -187,7 +187,10 @@ class ReliableMQ:
         counts, else 1. *options* are the broker's own (Kafka: topic configuration; Redis and
         ``sql://``: ``retention`` in seconds). The number of partitions is never changed later.
         """
-        for label, number in (("partitions", partitions), ("replication_factor", replication_factor)):
+        for label, number in (
+            ("partitions", partitions),
+            ("replication_factor", replication_factor),
+        ):
             if number is not None and (type(number) is not int or not 1 <= number <= 10_000):
                 raise ConfigurationError(
                     f"topic {name!r}: {label} must be a whole number from 1 to 10000, "
@@ -263,7 +266,9 @@ class ReliableMQ:
             )
         self._runtime.declared = False
 
-    def around(self, function: Callable[[Delivery], AnyContext]) -> Callable[[Delivery], AnyContext]:
+    def around(
+        self, function: Callable[[Delivery], AnyContext]
+    ) -> Callable[[Delivery], AnyContext]:
         """Enter ``function(delivery)``, a context manager, around each attempt.
 
         On the handler's thread or loop, outside the transaction (inside it, around each call,
@@ -606,9 +611,7 @@ class ReliableMQ:
         after: int | None = None,
     ) -> list[DeadLetter]:
         """:meth:`dead_letters`, without blocking the event loop."""
-        return await asyncio.to_thread(
-            self.dead_letters, topic, group, limit=limit, after=after
-        )
+        return await asyncio.to_thread(self.dead_letters, topic, group, limit=limit, after=after)
 
     def replay(self, dead_letter_id: int) -> bool:
         """Let the group handle a dead letter again, attempts counted anew; once. Blocks.

@@ -34,7 +34,7 @@ def run_until_signal() -> None:
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("run() handles signals: call it on the main thread, or use running()")
     stop = threading.Event()
-    before = {}
+    before: dict[signal.Signals, object] = {}
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         log.info("%s: stopping; a second signal ends the process at once",

@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-
 from reliable_mq.consumer.items import Again, Ended, Item, Result
 from reliable_mq.consumer.processor import Processor
 from reliable_mq.consumer.subjects import LOCK_TIMEOUT
@@ -39,7 +38,7 @@ class BatchProcessor:
             return self._one_by_one(items)
         try:
             done = self._together(together)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - each is judged by itself now
             log.debug("a batch of %d failed, each by itself now: %r", len(together), error)
             return self._one_by_one(items)
         if done is None:
@@ -53,8 +52,12 @@ class BatchProcessor:
         started = time.monotonic()
         with processor.transaction(len(items)) as transaction:
             new = self._claim(transaction, items)
-            duplicates = self._duplicates(transaction, [i for i in items if i.message.id not in new])
-            if duplicates is None or (self._spec.ordered and self._some_key_waits(transaction, items)):
+            duplicates = self._duplicates(
+                transaction, [i for i in items if i.message.id not in new]
+            )
+            if duplicates is None or (
+                self._spec.ordered and self._some_key_waits(transaction, items)
+            ):
                 return None
             fresh = [
                 (item, payload)
@@ -140,5 +143,3 @@ def _split(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
         else:
             together[item.message.id] = item
     return list(together.values()), apart
-
-

@@ -73,9 +73,7 @@ class FailureBook:
             replays=failure.replays,
         )
 
-    def give_up(
-        self, connection: Connection, failure: Failure, *, conflict: bool = False
-    ) -> bool:
+    def give_up(self, connection: Connection, failure: Failure, *, conflict: bool = False) -> bool:
         """Keep a dead letter and send its copy; False where the same one is there already."""
         added = self._dead_letters.add(
             connection,

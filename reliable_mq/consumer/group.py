@@ -109,7 +109,10 @@ class GroupConsumer:
             else:
                 self._work_on_items(work.items, results)
         except Exception:
+            # Ours, not the handler's: nothing was decided, and it must not spin.
             log.exception("%s/%s: a worker failed", self.spec.topic, self.spec.group)
+            known = {id(item) for item, _ in results}
+            results += [(item, Again(1.0)) for item in work.items if id(item) not in known]
         finally:
             if any(result in _WAITS for _, result in results):
                 self.on_waiting()
@@ -117,9 +120,7 @@ class GroupConsumer:
                 self._store_down = any(isinstance(r, Again) and r.store_down for _, r in results)
             self.scheduler.finish(work, results)
 
-    def _work_on_items(
-        self, items: Sequence[Item], results: list[tuple[Item, Result]]
-    ) -> None:
+    def _work_on_items(self, items: Sequence[Item], results: list[tuple[Item, Result]]) -> None:
         until = time.monotonic() + SLICE
         stopped_keys: dict[str, Again] = {}
         for item in items:

@@ -49,9 +49,7 @@ def make_item(received: Received, limits: Limits) -> Item:
     size = len(raw.body) + OVERHEAD
     if raw.headers:
         size += sum(len(name) + len(value) for name, value in raw.headers)
-    return Item(
-        received, decoded.message, raw.headers, decoded.fault, decoded.stable_id, size
-    )
+    return Item(received, decoded.message, raw.headers, decoded.fault, decoded.stable_id, size)
 
 
 class Ended(Enum):

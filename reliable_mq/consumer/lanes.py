@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("reliable_mq")
 
+
 class HandlerStoppedError(ReliableMQError):
     """A handler was cancelled, or tried to end the process: not a success, and not our end."""
 

@@ -159,7 +159,7 @@ class Processor:
         started = time.monotonic()
         try:
             result = self._handle(subject, subject.delivery(number), progress)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - handlers raise anything
             return self._judge(subject, error, progress, tries)
         subject.collisions = 0
         if result is Ended.HANDLED:
@@ -295,7 +295,7 @@ class Processor:
             with self.transaction() as transaction:
                 progress.transaction = transaction
                 result = subject.keep(transaction, failure, failed.decision)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a worker must not die of it
             # Also after a COMMIT of unknown outcome: the delivery starts again and will see.
             return self._store_failed(error, self._trouble(error, progress))
         self.reporter.kept(subject.message, result, failure, failed.decision)

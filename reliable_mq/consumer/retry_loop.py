@@ -123,7 +123,7 @@ class RetryLoop:
             try:
                 wait = self._round()
                 self.healthy = True
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the loop must go on
                 self.healthy = False
                 self._complain(error)
                 wait = POLL
@@ -150,9 +150,7 @@ class RetryLoop:
         ordered = group.consumer.spec.ordered
         with self._store.engine.connect() as connection:
             group.waiting = self._retries.count(connection, group.group, group.topic)
-            group.consumer.paused = (
-                group.waiting >= self._settings.consumer.max_waiting_retries
-            )
+            group.consumer.paused = group.waiting >= self._settings.consumer.max_waiting_retries
             if not group.waiting:
                 group.next_due = None
                 return
@@ -184,6 +182,6 @@ class RetryLoop:
         for group in self._groups:
             try:
                 group.leases.release_all()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - nothing hangs on it
                 # They expire by themselves.
                 log.debug("the leases of %s/%s expire: %r", group.topic, group.group, error)

@@ -93,7 +93,7 @@ def handler_transaction(
 def _roll_back(transaction: HandlerTransaction) -> None:
     try:
         transaction.rollback()
-    except Exception:
+    except Exception:  # noqa: BLE001 - drivers raise anything on a broken socket
         # The database or the network ended it; the server has rolled back or will.
         transaction.connection.invalidate()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -136,7 +136,7 @@ class Harness:
         """
         return self._through(seconds(through), self._mq.run_until_idle)
 
-    def _through(self, through: float, run: Any) -> Counts:
+    def _through(self, through: float, run: Callable[[float], Counts]) -> Counts:
         left = through
         total = run(TIMEOUT)
         while (wait := self._next_due()) is not None and wait <= left:
@@ -224,7 +224,9 @@ class Harness:
 
     def _group_of(self, topic: Topic[Any] | str, group: str | None) -> tuple[str, str]:
         name = topic.name if isinstance(topic, Topic) else topic
-        groups = [s.group for s in self._mq.handlers if s.topic == name and group in (None, s.group)]
+        groups = [
+            s.group for s in self._mq.handlers if s.topic == name and group in (None, s.group)
+        ]
         if len(groups) != 1:
             raise ConfigurationError(
                 f"topic {name!r} has the groups {groups or 'none'}: name the one you mean"

@@ -70,9 +70,7 @@ def fail_some(step: Step, delivery: Delivery, one_in: int) -> None:
 def apply(step: Step, session: Session, delivery: Delivery) -> None:
     """Leave the effect; twice is possible on purpose, so that it would be seen."""
     session.execute(
-        insert(effects).values(
-            consumer_group=delivery.group, key=step.key, number=step.number
-        )
+        insert(effects).values(consumer_group=delivery.group, key=step.key, number=step.number)
     )
 
 

@@ -38,7 +38,9 @@ class Member:
 
     def _start(self) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:
-            return subprocess.Popen([sys.executable, str(SCRIPT), self.role], stdout=log, stderr=log)
+            return subprocess.Popen(
+                [sys.executable, str(SCRIPT), self.role], stdout=log, stderr=log
+            )
 
     def kill_and_restart(self) -> None:
         self._process.kill()
@@ -68,7 +70,7 @@ class Member:
 
 
 def produce(mq: ReliableMQ, topic: str, part: int, parts: int) -> None:
-    """Publish this part's keys, each message of a key in a later transaction than the one before."""
+    """Publish this part's keys, each message of a key in a transaction of its own."""
     keys = [f"k{number}" for number in range(KEYS) if number % parts == part]
     for number in range(MESSAGES // KEYS):
         for start in range(0, len(keys), PER_TRANSACTION):
@@ -79,10 +81,13 @@ def produce(mq: ReliableMQ, topic: str, part: int, parts: int) -> None:
 
 def done(engine: Engine) -> bool:
     query = select(
-        effects.c.consumer_group, func.count(func.distinct(effects.c.key + "/" + func.cast(effects.c.number, effects.c.key.type)))
+        effects.c.consumer_group,
+        func.count(
+            func.distinct(effects.c.key + "/" + func.cast(effects.c.number, effects.c.key.type))
+        ),
     ).group_by(effects.c.consumer_group)
     with engine.connect() as connection:
-        counts = {group: count for group, count in connection.execute(query)}
+        counts = dict(connection.execute(query))
     return counts == {"ordered": MESSAGES, "unordered": MESSAGES}
 
 

@@ -18,9 +18,7 @@ effects = Table(
     Column("id", Integer, primary_key=True, autoincrement=True),
     Column("what", String(100), nullable=False),
 )
-unique_effects = Table(
-    "unique_effects", metadata, Column("what", String(100), primary_key=True)
-)
+unique_effects = Table("unique_effects", metadata, Column("what", String(100), primary_key=True))
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 from sqlalchemy import Engine, insert
@@ -19,7 +19,9 @@ Enter = Callable[[], Harness]
 Seen = Callable[[], list[str]]
 
 
-def test_an_async_handler_commits_its_effects_once(mq: ReliableMQ, harness: Enter, seen: Seen) -> None:
+def test_an_async_handler_commits_its_effects_once(
+    mq: ReliableMQ, harness: Enter, seen: Seen
+) -> None:
     @mq.handler("t", concurrency=4)
     async def handle(number: int, session: AsyncSession, connection: AsyncConnection) -> None:
         await asyncio.sleep(0)
@@ -84,10 +86,8 @@ def test_a_swallowed_database_error_does_not_end_as_handled(
     async def handle(number: int, session: AsyncSession) -> None:
         await session.execute(insert(effects).values(what="never"))
         for _ in range(2):
-            try:
+            with suppress(DBAPIError):
                 await session.execute(insert(unique_effects).values(what="x"))
-            except DBAPIError:
-                pass
 
     assert harness().deliver("t", 1).result == "dead-lettered"
     assert seen() == []

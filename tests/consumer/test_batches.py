@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
@@ -11,8 +12,6 @@ from reliable_mq import Delivery, ReliableMQ, RetryPolicy
 from reliable_mq.consumer import batches
 from reliable_mq.testing import Harness
 from tests.consumer.conftest import effects
-
-import pytest
 
 Enter = Callable[[], Harness]
 Seen = Callable[[], list[str]]
@@ -69,7 +68,8 @@ def test_a_failure_in_a_batch_is_the_failed_messages_alone_and_the_batch_was_no_
     assert (counts.handled, counts.retried) == (5, 1)
     assert sorted(map(int, seen())) == [0, 1, 2, 4, 5]
     assert h.run(through=30).dead_lettered == 1
-    assert max(attempts[3]) == 2 and h.dead_letters()[0].attempts == 2
+    assert max(attempts[3]) == 2
+    assert h.dead_letters()[0].attempts == 2
 
 
 def test_copies_inside_a_batch_and_from_before_are_applied_once(
@@ -105,7 +105,9 @@ def test_another_body_under_the_same_id_inside_a_batch_is_a_dead_letter(
     assert sorted(seen()) == ["1", "3"]
 
 
-def test_a_poison_body_in_a_batch_harms_nobody_else(mq: ReliableMQ, harness: Enter, seen: Seen) -> None:
+def test_a_poison_body_in_a_batch_harms_nobody_else(
+    mq: ReliableMQ, harness: Enter, seen: Seen
+) -> None:
     @mq.handler("t", transaction_size=20)
     def handle(number: int, session: Session) -> None:
         session.execute(insert(effects).values(what=str(number)))

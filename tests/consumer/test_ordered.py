@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
-from reliable_mq import Delivery, ReliableMQ, Reject, RetryPolicy
+from reliable_mq import Delivery, Reject, ReliableMQ, RetryPolicy
 from reliable_mq.testing import Harness
 from tests.consumer.conftest import effects
 
@@ -78,7 +78,9 @@ def test_a_dead_letter_lets_the_messages_behind_it_go_on(
     assert {letter.message.id for letter in h.dead_letters()} == {"a1", "a3"}
 
 
-def test_a_follower_that_fails_too_keeps_its_place(mq: ReliableMQ, harness: Enter, seen: Seen) -> None:
+def test_a_follower_that_fails_too_keeps_its_place(
+    mq: ReliableMQ, harness: Enter, seen: Seen
+) -> None:
     @mq.handler("steps", ordered=True, retry=RetryPolicy(initial_delay=1, jitter=0))
     def handle(step: Step, session: Session, delivery: Delivery) -> None:
         if delivery.attempt <= step.number % 3:

@@ -9,8 +9,8 @@ import pytest
 from reliable_mq.adapter import Lost, Received
 from reliable_mq.consumer.items import Again, Ended, Item, make_item
 from reliable_mq.consumer.scheduler import Scheduler
-from reliable_mq.store.retries import Waiting
 from reliable_mq.message import Message
+from reliable_mq.store.retries import Waiting
 from reliable_mq.wire import Limits, RawMessage
 
 
@@ -24,7 +24,9 @@ def item(number: int, key: str | None = None, partition: str = "0", epoch: int =
     return make_item(Received(raw=raw, partition=partition, epoch=epoch, receipt=number), Limits())
 
 
-def scheduler(*, ordered: bool = True, concurrency: int = 4, transaction_size: int = 1) -> Scheduler:
+def scheduler(
+    *, ordered: bool = True, concurrency: int = 4, transaction_size: int = 1
+) -> Scheduler:
     return Scheduler(ordered=ordered, concurrency=concurrency, transaction_size=transaction_size)
 
 
@@ -43,7 +45,8 @@ def test_a_key_is_given_to_one_worker_at_a_time() -> None:
     first, _ = queue.try_take()
     second, _ = queue.try_take()
     third, _ = queue.try_take()
-    assert first is not None and second is not None
+    assert first is not None
+    assert second is not None
     assert {*numbers(first.items)} & {*numbers(second.items)} == set()
     assert third is None or numbers(third.items) == []
     queue.finish(first, [(one, Ended.HANDLED) for one in first.items])
@@ -139,11 +142,14 @@ def test_messages_without_a_key_have_no_order_even_in_an_ordered_group() -> None
 
 def test_a_retry_row_is_worked_on_once_at_a_time() -> None:
     queue = scheduler()
-    row = Waiting(seq=7, group="g", attempt=1, message=Message(id="m", topic="t"), headers=(), replays=0)
+    row = Waiting(
+        seq=7, group="g", attempt=1, message=Message(id="m", topic="t"), headers=(), replays=0
+    )
     assert queue.put_retry(row)
     assert not queue.put_retry(row)
     work, _ = queue.try_take()
-    assert work is not None and work.waiting is row
+    assert work is not None
+    assert work.waiting is row
     assert not queue.put_retry(row)
     queue.finish(work, [])
     assert queue.put_retry(row)
@@ -182,7 +188,8 @@ def test_every_delivery_is_given_out_until_it_ends(ordered: bool) -> None:
     while (work := queue.try_take()[0]) is not None:
         turn += 1
         done = [(one, Again(0.0) if turn % 3 == 0 else Ended.HANDLED) for one in work.items]
-        seen.extend(n for n, (_, result) in zip(numbers(work.items), done) if result is Ended.HANDLED)
+        ended = [one for one, result in done if result is Ended.HANDLED]
+        seen.extend(numbers(ended))
         queue.finish(work, done)
     assert sorted(seen) == list(range(200))
     if ordered:
