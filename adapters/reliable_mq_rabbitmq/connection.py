@@ -66,6 +66,11 @@ class Connection:
             raise self.error()
 
     @property
+    def settled(self) -> bool:
+        """Tell whether the attempts to connect are over, well or badly."""
+        return self._settled.is_set()
+
+    @property
     def ended(self) -> bool:
         """Tell whether nothing can be done on this connection any more."""
         return self._ended
@@ -79,10 +84,13 @@ class Connection:
     def submit(self, function: Callable[[], None]) -> bool:
         """Have the I/O thread call *function*; False where the connection has ended."""
         with self._lock:
-            if self._ended:
-                return False
-            self._loop.add_callback_threadsafe(lambda: self.guard(function))
-            return True
+            return self._submit(function)
+
+    def _submit(self, function: Callable[[], None]) -> bool:
+        if self._ended:
+            return False
+        self._loop.add_callback_threadsafe(lambda: self.guard(function))
+        return True
 
     def request(self, start: Callable[[Future[Any]], None]) -> Future[Any]:
         """Have the I/O thread start something that will set the reply.
@@ -91,9 +99,12 @@ class Connection:
         """
         reply: Future[Any] = Future()
         with self._lock:
-            self._replies.add(reply)
-        reply.add_done_callback(self._replies.discard)
-        if not self.submit(lambda: _start(start, reply)):
+            submitted = self._submit(lambda: _start(start, reply))
+            if submitted:
+                self._replies.add(reply)
+        if submitted:
+            reply.add_done_callback(self._replies.discard)
+        else:
             reply.set_exception(self.error())
         return reply
 
@@ -247,6 +258,13 @@ class Link(Generic[C]):
         Raises as :meth:`Connection.wait_until_open` does, and ``TransportError`` after
         :meth:`close`.
         """
+        connection = self.live()
+        if connection is not None and connection.settled:
+            connection.wait_until_open(0)
+            return connection
+        return self._connect(timeout)
+
+    def _connect(self, timeout: float) -> C:
         deadline = time.monotonic() + timeout
         if not self._connecting.acquire(timeout=max(0.0, timeout)):
             raise TransportError("RabbitMQ: another thread is still connecting")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from reliable_mq_rabbitmq.membership import Membership
 from reliable_mq_rabbitmq.options import Options
 from reliable_mq_rabbitmq.tags import CompetingTags, OrderedTags
 from reliable_mq_rabbitmq.topology import Layout
+
+log = logging.getLogger("reliable_mq")
 
 RETRY_DELAY = 1.0
 _MAX_PREFETCH = 65535
@@ -61,6 +64,7 @@ class ConsumingConnection(Connection):
         self.plan = plan
         self.mailbox = mailbox
         self.consumers: dict[str, QueueConsumer] = {}
+        self._failing: set[str] = set()
         self._leaving: set[QueueConsumer] = set()
         self._left: Future[Any] | None = None
 
@@ -120,8 +124,19 @@ class ConsumingConnection(Connection):
         elif error is None:
             self.consume(consumer.queue)
         else:
-            self.mailbox.complain(error)
-            self.later(RETRY_DELAY, lambda: self.consume(consumer.queue))
+            self._fail(consumer.queue, error)
+
+    def _fail(self, queue: str, error: ReliableMQError) -> None:
+        if queue not in self._failing:
+            # Raised only when nothing else is received, which may never be, so said here too.
+            log.warning("%s (tried again every %g s)", error, RETRY_DELAY)
+            self._failing.add(queue)
+        self.mailbox.complain(error)
+        self.later(RETRY_DELAY, lambda: self.consume(queue))
+
+    def works(self, queue: str) -> None:
+        """Take note that *queue* is consumed."""
+        self._failing.discard(queue)
 
     def hand_over(self, queue: str, epoch: int) -> None:
         """Let go of *queue*, unless it is consumed under another epoch already."""
@@ -184,7 +199,10 @@ class QueueConsumer:
         channel.basic_qos(
             prefetch_count=plan.prefetch_each,
             callback=lambda _: channel.basic_consume(
-                self.queue, self._on_message, consumer_tag=plan.instance
+                self.queue,
+                self._on_message,
+                consumer_tag=plan.instance,
+                callback=lambda _: self.connection.works(self.queue),
             ),
         )
 
@@ -239,6 +257,7 @@ class QueueConsumer:
         if self._letting_go:
             return
         self._letting_go = True
+        self.active = False
         self._lose()
         if self._channel is not None and self._channel.is_open:
             self._channel.queue_declare(

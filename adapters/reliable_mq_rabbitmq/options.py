@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import pika
 
@@ -83,17 +83,14 @@ class Options:
 
 def parse(url: str, client_options: Mapping[str, object]) -> Options:
     """Return the options of *url*; raise :class:`ConfigurationError` for what is not understood."""
-    parts = urlsplit(url)
-    tls = parts.scheme.lower() == "amqps"
-    query = _Query(parts.query, url)
+    parts = _split(url)
     userinfo, _, netloc = parts.netloc.rpartition("@")
+    # An '@' after the host is the end of a password with an unencoded '/' or '?' in it.
+    if parts.fragment or "/" in parts.path[1:] or "@" in userinfo + parts.path + parts.query:
+        raise _not_understood(url)
+    tls = parts.scheme.lower() == "amqps"
     user, _, password = userinfo.partition(":")
-    if parts.fragment or "@" in userinfo or "/" in parts.path[1:]:
-        raise ConfigurationError(
-            f"broker_url {redact_url(url)!r} is not understood: write "
-            "amqp://user:password@host1:5672,host2/vhost with the user once, and special "
-            "characters of user, password and virtual host percent-encoded"
-        )
+    query = _Query(parts.query, url)
     options = Options(
         hosts=tuple(
             _host(part, TLS_PORT if tls else PLAIN_PORT, url) for part in netloc.split(",")
@@ -111,12 +108,28 @@ def parse(url: str, client_options: Mapping[str, object]) -> Options:
     return options
 
 
+def _not_understood(url: str) -> ConfigurationError:
+    # Nothing of the parser's own words: they may quote a password with an unencoded slash in it.
+    return ConfigurationError(
+        f"broker_url {redact_url(url)!r} is not understood: write "
+        "amqp://user:password@host1:5672,host2/vhost with the user once, and special characters "
+        "of user, password and virtual host percent-encoded"
+    )
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:
+        raise _not_understood(url) from None
+
+
 def _host(text: str, default_port: int, url: str) -> tuple[str, int]:
     try:
         parts = urlsplit(f"//{text}")
         host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise ConfigurationError(f"broker_url {redact_url(url)!r}: {error}") from error
+    except ValueError:
+        raise _not_understood(url) from None
     if not host:
         raise ConfigurationError(
             f"broker_url {redact_url(url)!r} names no host; write amqp://localhost:5672"

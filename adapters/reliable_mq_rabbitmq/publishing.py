@@ -17,7 +17,7 @@ from reliable_mq_rabbitmq.connection import Connection
 from reliable_mq_rabbitmq.options import Options
 from reliable_mq_rabbitmq.runs import Item, Run
 
-_IDLE_CHANNELS = 8
+_IDLE_CHANNELS = 64
 _CLOSE_PATIENCE = 2.0
 _WRITE_BYTES = 256 * 1024
 _NACKED = Unknown("RabbitMQ refused the message for now (nack): a queue is full or not available")

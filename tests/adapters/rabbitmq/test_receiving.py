@@ -168,8 +168,12 @@ def test_a_deleted_queue_is_noticed_and_consumed_again_once_it_is_declared(
     assert numbers_of(consumer.take(1, through_outage=True)) == [7]
 
 
-def test_one_missing_queue_does_not_keep_the_others_waiting(
-    adapter: Adapter, declare: Declare, reader: Read, rabbitmq_url: str
+def test_one_missing_queue_does_not_keep_the_others_waiting_and_is_said_once(
+    adapter: Adapter,
+    declare: Declare,
+    reader: Read,
+    rabbitmq_url: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     topic = declare(partitions=4)
     with channel(rabbitmq_url) as plain:
@@ -181,6 +185,11 @@ def test_one_missing_queue_does_not_keep_the_others_waiting(
     consumer = reader()
     taken = consumer.take(6, through_outage=True)
     assert sorted(numbers_of(taken)) == routed
+    enough = Deadline(2.5)
+    while not enough.passed:  # Two more attempts.
+        consumer.step_through_outage()
+    (record,) = [one for one in caplog.records if one.name == "reliable_mq"]
+    assert f"{topic}.{GROUP}.2" in record.getMessage()
 
 
 def test_a_user_who_may_not_read_is_told_so(

@@ -144,9 +144,7 @@ def test_an_exchange_deleted_on_the_way_leaves_unknown_what_was_sent() -> None:
     assert [type(case.outcomes[index]) for index in range(3)] == [type(SENT), Unknown, Unroutable]
 
 
-def test_a_body_that_is_too_large_for_the_broker_is_refused_and_its_neighbours_are_unknown() -> (
-    None
-):
+def test_a_body_too_large_for_the_broker_is_refused_and_its_neighbours_are_unknown() -> None:
     case = Case(None, None, "a", "a", None)
     case.items[2].body = bytes(500)
     case.pump()
