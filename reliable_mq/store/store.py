@@ -166,6 +166,8 @@ class Store:
         pool = connection.engine.pool
         if pool in self._verified:
             return
+        if dialect_of(connection.dialect.name).name != self.dialect.name:
+            raise self._not_declared(connection, "is another kind of database and has no")
         try:
             found = read_version(connection, self.tables.version)
         except DBAPIError as error:

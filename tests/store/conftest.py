@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import pytest
-from sqlalchemy import Engine, create_engine, make_url
+from sqlalchemy import Engine, create_engine, delete, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.util import greenlet_spawn
 
 from reliable_mq.store import Store
+from tests.brokers.databases import fresh_database
+from tests.store.shop import Base, Order
 
 T = TypeVar("T")
 
 DRIVERS = {
-    "sqlite": ("sqlite_url", "sqlite"),
-    "aiosqlite": ("sqlite_url", "sqlite+aiosqlite"),
-    "psycopg": ("postgresql_url", "postgresql+psycopg"),
-    "psycopg_async": ("postgresql_url", "postgresql+psycopg_async"),
-    "asyncpg": ("postgresql_url", "postgresql+asyncpg"),
-    "pymysql": ("mariadb_url", "mysql+pymysql"),
-    "asyncmy": ("mariadb_url", "mariadb+asyncmy"),
+    "sqlite": ("sqlite", "sqlite"),
+    "aiosqlite": ("sqlite", "sqlite+aiosqlite"),
+    "psycopg": ("postgresql", "postgresql+psycopg"),
+    "psycopg_async": ("postgresql", "postgresql+psycopg_async"),
+    "asyncpg": ("postgresql", "postgresql+asyncpg"),
+    "pymysql": ("mariadb", "mysql+pymysql"),
+    "asyncmy": ("mariadb", "mariadb+asyncmy"),
 }
 
 
@@ -62,26 +66,61 @@ class Bridge:
         self.runner.close()
 
 
-def url_of(request: pytest.FixtureRequest, driver: str) -> str:
-    fixture, name = DRIVERS[driver]
-    url = make_url(request.getfixturevalue(fixture)).set(drivername=name)
-    return url.render_as_string(hide_password=False)
+# One database of each kind for all these tests, emptied before each: making one costs more than
+# most of the tests.
 
 
-@pytest.fixture(params=DRIVERS)
-def bridge(request: pytest.FixtureRequest) -> Iterator[Bridge]:
-    """A store with its tables, and the engine of each driver in turn."""
-    url = url_of(request, request.param)
-    found = Bridge(request.param, url, Store(database_url=url))
-    found.store.create()
+@pytest.fixture(scope="session")
+def lasting_url(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], str]]:
+    urls: dict[str, str] = {}
+    with ExitStack() as stack:
+
+        def url(kind: str) -> str:
+            if kind == "sqlite":
+                return urls.setdefault(kind, f"sqlite:///{tmp_path_factory.mktemp('s') / 's.db'}")
+            if kind not in urls:
+                server = request.getfixturevalue(f"{kind}_server")
+                name = f"t_store_{secrets.token_hex(4)}"
+                urls[kind] = stack.enter_context(fresh_database(server.url, name))
+            return urls[kind]
+
+        yield url
+
+
+def open_store(url: str) -> Store:
+    """A store on the database of *url* with its tables and the business's, all empty."""
+    store = Store(database_url=url)
+    store.create()
+    Base.metadata.create_all(store.engine)
+    with store.transaction() as connection:
+        for table in (store.tables.outbox, store.tables.inbox, Order):
+            connection.execute(delete(table))
+    return store
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+def store(request: pytest.FixtureRequest, lasting_url: Callable[[str], str]) -> Iterator[Store]:
+    """A store with its tables, on each kind of database."""
+    found = open_store(lasting_url(request.param))
     yield found
-    found.close()
+    found.dispose()
 
 
 @pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    """A store with its tables, on each kind of database."""
-    found = Store(database_url=store_url)
-    found.create()
+def shop(store: Store) -> Iterator[Engine]:
+    """An engine of the application's own on the database of ``store``."""
+    engine = create_engine(store.engine.url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(params=DRIVERS)
+def bridge(request: pytest.FixtureRequest, lasting_url: Callable[[str], str]) -> Iterator[Bridge]:
+    """A store with its tables, and the engine of each driver in turn."""
+    kind, name = DRIVERS[request.param]
+    url = make_url(lasting_url(kind)).set(drivername=name).render_as_string(hide_password=False)
+    found = Bridge(request.param, url, open_store(url))
     yield found
-    found.dispose()
+    found.close()

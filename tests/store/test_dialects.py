@@ -19,7 +19,9 @@ from tests.store.conftest import Bridge
 
 pytestmark = pytest.mark.timeout(60)
 
-SERVERS = {"psycopg", "psycopg_async", "asyncpg", "pymysql", "asyncmy"}
+# SQLite has one writer at a time and no limits.
+SERVERS = ["psycopg", "psycopg_async", "asyncpg", "pymysql", "asyncmy"]
+on_servers = pytest.mark.parametrize("bridge", SERVERS, indirect=True)
 
 
 def row(store: Store, message_id: str, *, done: bool = True) -> dict[str, Any]:
@@ -52,11 +54,6 @@ def in_begun(bridge: Bridge, work: Callable[[Connection], Any], **options: Any) 
             return result
 
     return bridge.run(run)
-
-
-def needs_server(bridge: Bridge) -> None:
-    if bridge.driver not in SERVERS:
-        pytest.skip("SQLite has one writer at a time and no limits")
 
 
 # --- the clock ----------------------------------------------------------------------------------
@@ -98,14 +95,14 @@ def sees_later_commits(bridge: Bridge, connection: Connection) -> bool:
     return bool(connection.execute(count).scalar_one() > before)
 
 
+@on_servers
 def test_a_transaction_of_our_own_reads_what_is_committed_meanwhile(bridge):
-    needs_server(bridge)
     assert in_begun(bridge, lambda connection: sees_later_commits(bridge, connection))
 
 
 @pytest.mark.parametrize("level", [None, "REPEATABLE READ", "AUTOCOMMIT"])
+@on_servers
 def test_on_an_engine_of_the_application_it_does_so_too_and_only_once(bridge, level):
-    needs_server(bridge)
     options = {} if level is None else {"isolation_level": level}
     engine = bridge.engine_of_the_application(pool_size=1, max_overflow=0, **options)
     dialect = bridge.store.dialect
@@ -131,8 +128,8 @@ def test_on_an_engine_of_the_application_it_does_so_too_and_only_once(bridge, le
     assert before == after
 
 
+@on_servers
 def test_a_silent_transaction_is_ended_by_the_database_and_recognised(bridge):
-    needs_server(bridge)
     dialect = bridge.store.dialect
 
     def run() -> Any:
@@ -147,8 +144,8 @@ def test_a_silent_transaction_is_ended_by_the_database_and_recognised(bridge):
     assert bridge.run(run) is Trouble.IDLE
 
 
+@on_servers
 def test_a_commit_after_the_database_ended_the_transaction_fails_as_idle(bridge):
-    needs_server(bridge)
     dialect = bridge.store.dialect
 
     def run() -> Any:
@@ -190,8 +187,8 @@ def idle_limit(connection: Connection) -> str:
     return str(connection.execute(text(f"SELECT {name}")).scalar_one())
 
 
+@on_servers
 def test_the_idle_limit_changes_with_each_transaction_and_spares_the_application(bridge):
-    needs_server(bridge)
     dialect = bridge.store.dialect
 
     def limits() -> list[str]:
@@ -213,8 +210,8 @@ def test_the_idle_limit_changes_with_each_transaction_and_spares_the_application
     )
 
 
+@on_servers
 def test_the_idle_limit_leaves_no_trace_on_an_engine_of_the_application(bridge):
-    needs_server(bridge)
     engine = bridge.engine_of_the_application(pool_size=1, max_overflow=0)
 
     def run() -> list[str]:
@@ -264,8 +261,8 @@ def test_a_claim_writes_every_column(bridge):
 
 
 @pytest.mark.parametrize("ids", [("b",), ("a", "b", "c")], ids=["alone", "in a batch"])
+@on_servers
 def test_a_claim_waits_for_the_transaction_that_is_inserting_the_row(bridge, ids):
-    needs_server(bridge)
     store = bridge.store
     inserted, go_on = threading.Event(), threading.Event()
 
@@ -305,8 +302,8 @@ def test_a_claim_waits_for_the_transaction_that_is_inserting_the_row(bridge, ids
     assert new == set(ids)
 
 
+@on_servers
 def test_a_claim_that_waited_for_a_commit_finds_the_row_taken(bridge):
-    needs_server(bridge)
     store = bridge.store
     inserted = threading.Event()
 
@@ -334,8 +331,8 @@ def lock_limit(connection: Connection) -> str:
 
 
 @pytest.mark.parametrize("ids", [("a",), ("a", "b")], ids=["alone", "in a batch"])
+@on_servers
 def test_the_lock_limit_holds_for_the_claim_only(bridge, ids):
-    needs_server(bridge)
 
     def work(connection: Connection) -> list[str]:
         if bridge.store.dialect.name == "postgresql":
@@ -351,8 +348,8 @@ def test_the_lock_limit_holds_for_the_claim_only(bridge, ids):
     assert in_begun(bridge, work) in (["17s", "17s"], ["17", "17"])
 
 
+@on_servers
 def test_claims_with_different_limits_do_not_share_one(bridge):
-    needs_server(bridge)
     store = bridge.store
     with store.engine.connect() as other:
         store.dialect.begin(other)
@@ -399,8 +396,8 @@ def test_a_unique_violation_is_the_statements_own_fault(bridge):
     assert in_begun(bridge, work) is Trouble.OTHER
 
 
+@on_servers
 def test_a_deadlock_is_to_be_run_again(bridge):
-    needs_server(bridge)
     store = bridge.store
     troubles: list[Trouble] = []
     ready = threading.Barrier(2)
@@ -424,8 +421,8 @@ def test_a_deadlock_is_to_be_run_again(bridge):
     assert troubles == [Trouble.BUSY]
 
 
+@on_servers
 def test_a_connection_killed_by_the_server_is_gone(bridge):
-    needs_server(bridge)
     dialect = bridge.store.dialect
 
     def run() -> Any:

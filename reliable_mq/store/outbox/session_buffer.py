@@ -80,17 +80,17 @@ def add(session: Session, store: Store, message: Message) -> None:
     """
     transaction = _transaction_of(session)
     state = _state_of(session)
+    frame = state.frame(transaction)
     frames = state.around(transaction)
     _refuse_foreign_savepoint(frames)
-    frame = state.frame(transaction)
     bind = frame.bound.get(store)
     if bind is None:
         bind = frame.bound[store] = _bind_of(session, store, frames)
     frame.pending.add(store, message)
-    if frame.sealed or frame.pending.is_large:
+    if frame.pending.is_large or any(each.sealed for each in frames):
         may_write = not bind.dialect.is_async or in_greenlet()
-        # Rows of an outer frame must not be written inside a savepoint that may roll back.
-        if may_write and not any(outer.pending for outer in frames if outer is not frame):
+        # What an outer frame holds must not be written inside a savepoint that may roll back.
+        if may_write and not any(outer.pending for outer in frames[:-1]):
             _write(session, state, [frame])
 
 

@@ -1,0 +1,686 @@
+"""Publishing into an ORM session: sent exactly if, and in the order in which, it commits."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, event, insert, select
+from sqlalchemy.exc import IntegrityError, InvalidRequestError, PendingRollbackError
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+
+from reliable_mq.errors import ConfigurationError, NoTransactionError
+from reliable_mq.store import Store, outbox
+from reliable_mq.store.tables import slot_of
+from tests.store.shop import Order, inserts, listening, message, orders, publish, stored
+
+# --- commit and rollback ------------------------------------------------------------------------
+
+
+def test_a_message_is_stored_with_the_business_row(store, shop):
+    with Session(shop) as session, session.begin():
+        session.add(Order(number=1, customer="ann"))
+        publish(store, session, "a")
+        assert stored(store) == []
+    assert (stored(store), orders(store)) == (["a"], 1)
+
+
+def test_every_column_of_the_row_is_what_the_message_says(store, shop):
+    sent = message("a", body=b"\x00\xff{}")
+    with Session(shop) as session, session.begin():
+        outbox.append(store, session, sent)
+    with store.engine.connect() as connection:
+        row = connection.execute(select(store.tables.outbox)).one()
+        now = connection.execute(select(store.now())).scalar_one()
+    assert (row.message_id, row.topic, bytes(row.message_key)) == ("a", "orders", b"ann")
+    assert bytes(row.body) == b"\x00\xff{}"
+    assert bytes(row.headers) == b"[]"
+    assert row.content_type is None
+    assert row.slot == slot_of("ann", "a", 64)
+    assert row.message_time == round(sent.time.timestamp() * 1_000_000)
+    assert (row.attempts, row.cause, row.try_at) == (0, None, None)
+    assert 0 <= now - row.created_at < 10_000_000
+
+
+def test_nothing_is_stored_when_the_transaction_is_rolled_back(store, shop):
+    with Session(shop) as session:
+        session.add(Order(number=1, customer="ann"))
+        publish(store, session, "a")
+        session.rollback()
+        session.commit()
+    assert (stored(store), orders(store)) == ([], 0)
+
+
+def test_nothing_is_stored_when_the_block_raises(store, shop):
+    def work() -> None:
+        with Session(shop) as session, session.begin():
+            publish(store, session, "a")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
+    assert stored(store) == []
+
+
+def test_a_session_can_publish_in_one_transaction_after_another(store, shop):
+    with Session(shop) as session:
+        publish(store, session, "a")
+        session.commit()
+        publish(store, session, "b")
+        session.rollback()
+        publish(store, session, "c")
+        session.commit()
+    assert stored(store) == ["a", "c"]
+
+
+def test_messages_get_their_numbers_in_the_order_of_publishing(store, shop):
+    names = [f"{n:04}" for n in range(300)]
+    with Session(shop) as session, session.begin():
+        publish(store, session, *names)
+    assert stored(store) == names
+
+
+def test_a_commit_writes_all_messages_by_one_insert(store, shop):
+    with inserts(shop, store) as seen, Session(shop) as session, session.begin():
+        publish(store, session, *map(str, range(200)))
+        session.add(Order(number=1, customer="ann"))
+    assert seen == [200]
+
+
+def test_a_publish_begins_a_transaction_as_an_add_does(store, shop):
+    with Session(shop) as session:
+        publish(store, session, "a")
+        assert session.in_transaction()
+        session.commit()
+    assert stored(store) == ["a"]
+
+
+def test_a_commit_that_fails_stores_nothing(store, shop):
+    with Session(shop) as session, session.begin():
+        session.add(Order(number=1, customer="ann"))
+    with Session(shop) as session:
+        session.add(Order(number=1, customer="bob"))
+        publish(store, session, "a")
+        with pytest.raises(IntegrityError):
+            session.commit()
+        session.rollback()
+        publish(store, session, "b")
+        session.commit()
+    assert stored(store) == ["b"]
+
+
+def test_a_flush_that_failed_takes_its_messages_with_it(store, shop):
+    with Session(shop) as session:
+        session.add(Order(number=1, customer="ann"))
+        session.commit()
+        publish(store, session, "a")
+        session.add(Order(number=1, customer="bob"))
+        with pytest.raises(IntegrityError):
+            session.flush()
+        with pytest.raises(PendingRollbackError):
+            publish(store, session, "b")
+        session.rollback()
+        publish(store, session, "c")
+        session.commit()
+    assert stored(store) == ["c"]
+
+
+def test_a_closed_transaction_refuses_a_message(store, shop):
+    with Session(shop) as session, session.begin():
+        session.commit()
+        with pytest.raises(InvalidRequestError):
+            publish(store, session, "a")
+    assert stored(store) == []
+
+
+def test_without_autobegin_a_transaction_must_have_been_begun(store, shop):
+    with Session(shop, autobegin=False) as session:
+        with pytest.raises(NoTransactionError, match="autobegin"):
+            publish(store, session, "a")
+        with session.begin():
+            publish(store, session, "b")
+    assert stored(store) == ["b"]
+
+
+# --- savepoints -----------------------------------------------------------------------------------
+
+
+def test_a_savepoint_that_is_released_keeps_its_messages_and_their_order(store, shop):
+    with Session(shop) as session, session.begin():
+        publish(store, session, "a")
+        with session.begin_nested():
+            publish(store, session, "b")
+            with session.begin_nested():
+                publish(store, session, "c")
+            publish(store, session, "d")
+        publish(store, session, "e")
+    assert stored(store) == list("abcde")
+
+
+def test_a_savepoint_that_is_rolled_back_takes_its_messages_with_it(store, shop):
+    with Session(shop) as session, session.begin():
+        publish(store, session, "a")
+        savepoint = session.begin_nested()
+        publish(store, session, "b")
+        savepoint.rollback()
+        publish(store, session, "c")
+    assert stored(store) == ["a", "c"]
+
+
+def test_an_outer_savepoint_rolled_back_takes_a_released_inner_ones_messages(store, shop):
+    with Session(shop) as session, session.begin():
+        outer = session.begin_nested()
+        with session.begin_nested():
+            publish(store, session, "a")
+        publish(store, session, "b")
+        outer.rollback()
+        publish(store, session, "c")
+    assert stored(store) == ["c"]
+
+
+def test_an_error_inside_a_savepoint_takes_only_its_messages(store, shop):
+    with Session(shop) as session, session.begin():
+        session.add(Order(number=1, customer="ann"))
+        session.flush()
+        publish(store, session, "a")
+
+        def work() -> None:
+            with session.begin_nested():
+                publish(store, session, "b")
+                session.execute(insert(Order).values(number=1, customer="bob"))
+
+        with pytest.raises(IntegrityError):
+            work()
+        publish(store, session, "c")
+    assert stored(store) == ["a", "c"]
+
+
+def test_a_flush_that_failed_inside_a_savepoint_takes_only_its_messages(store, shop):
+    with Session(shop) as session, session.begin():
+        session.add(Order(number=1, customer="ann"))
+        session.flush()
+        publish(store, session, "a")
+        session.expunge_all()
+
+        def work() -> None:
+            with session.begin_nested():
+                publish(store, session, "b")
+                session.add(Order(number=1, customer="bob"))
+
+        with pytest.raises(IntegrityError):
+            work()
+        publish(store, session, "c")
+    assert stored(store) == ["a", "c"]
+
+
+def test_session_commit_inside_savepoints_commits_all_of_them(store, shop):
+    with Session(shop) as session:
+        publish(store, session, "a")
+        session.begin_nested()
+        publish(store, session, "b")
+        session.begin_nested()
+        publish(store, session, "c")
+        session.commit()
+        session.commit()
+        session.commit()
+    assert stored(store) == list("abc")
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_savepoints_left_open_at_the_end_of_the_block_are_committed_in_order(store, shop, depth):
+    with Session(shop) as session, session.begin():
+        publish(store, session, "a")
+        for level in range(depth):
+            session.begin_nested()
+            publish(store, session, f"b{level}")
+    assert stored(store) == ["a", *(f"b{level}" for level in range(depth))]
+
+
+def test_a_hook_may_publish_while_savepoints_left_open_are_committed(store, shop):
+    with Session(shop) as session:
+
+        def hook(session: Session, context: Any) -> None:
+            publish(store, session, f"hook{len(session.new)}")
+
+        with listening(session, "after_flush", hook), session.begin():
+            session.begin_nested()
+            publish(store, session, "a")
+            session.add(Order(number=1, customer="ann"))
+    assert stored(store) == ["a", "hook1"]
+
+
+def test_a_savepoint_of_the_connection_that_the_session_does_not_know_is_refused(store, shop):
+    with Session(shop) as session, session.begin():
+        session.add(Order(number=1, customer="ann"))
+        session.flush()
+        with session.connection().begin_nested() as savepoint:
+            with pytest.raises(NoTransactionError, match="savepoint"):
+                publish(store, session, "a")
+            savepoint.rollback()
+        publish(store, session, "b")
+    assert stored(store) == ["b"]
+
+
+def test_the_same_within_a_savepoint_of_the_session(store, shop):
+    with Session(shop) as session, session.begin():
+        with session.begin_nested():
+            with session.connection().begin_nested() as savepoint:
+                with pytest.raises(NoTransactionError, match="savepoint"):
+                    publish(store, session, "a")
+                savepoint.rollback()
+            publish(store, session, "b")
+        publish(store, session, "c")
+    assert stored(store) == ["b", "c"]
+
+
+# --- the application's hooks -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("early", [(), ("a",)], ids=["first", "not first"])
+@pytest.mark.parametrize("name", ["before_commit", "before_flush", "after_flush"])
+def test_a_hook_of_the_commit_may_publish(store, shop, name, early):
+    with Session(shop) as session:
+        calls = []
+
+        def hook(session: Session, *_: Any) -> None:
+            calls.append(name)
+            publish(store, session, f"hook{len(calls)}")
+
+        with listening(session, name, hook), session.begin():
+            session.add(Order(number=1, customer="ann"))
+            publish(store, session, *early)
+    assert calls
+    assert stored(store) == [*early, *(f"hook{n + 1}" for n in range(len(calls)))]
+
+
+def test_a_hook_that_publishes_after_ours_is_written_behind_the_others(store, shop):
+    names = iter(["x", "y", "z"])
+    with Session(shop) as session:
+
+        def add_another(session: Session) -> None:
+            session.add(Order(number=2, customer="bob"))
+
+        def hook(session: Session, context: Any) -> None:
+            publish(store, session, next(names))
+
+        # Ours flushes first; then comes this one, whose order makes another flush.
+        with (
+            listening(session, "before_commit", add_another),
+            listening(session, "after_flush", hook),
+            session.begin(),
+        ):
+            session.add(Order(number=1, customer="ann"))
+            publish(store, session, "a")
+    assert stored(store) == ["a", "x", "y"]
+
+
+def test_a_savepoint_of_a_late_hook_may_publish(store, shop):
+    with Session(shop) as session:
+
+        def hook(session: Session) -> None:
+            if not session.in_nested_transaction():
+                with session.begin_nested():
+                    publish(store, session, "b")
+
+        with listening(session, "before_commit", hook), session.begin():
+            publish(store, session, "a")
+    assert stored(store) == ["a", "b"]
+
+
+def test_a_hook_that_fails_the_commit_leaves_a_transaction_that_goes_on(store, shop):
+    failures = iter([True, False])
+    with Session(shop) as session:
+
+        def hook(session: Session) -> None:
+            if next(failures):
+                raise ZeroDivisionError
+
+        with listening(session, "before_commit", hook):
+            publish(store, session, "a")
+            with pytest.raises(ZeroDivisionError):
+                session.commit()
+            publish(store, session, "b")
+            session.commit()
+    assert stored(store) == ["a", "b"]
+
+
+# --- many messages ------------------------------------------------------------------------------
+
+
+def test_more_than_a_thousand_messages_are_written_as_they_come(store, shop):
+    names = [f"{n:05}" for n in range(2500)]
+    with inserts(shop, store) as seen, Session(shop) as session, session.begin():
+        publish(store, session, *names)
+        assert seen == [1000, 1000]
+    assert seen == [1000, 1000, 500]
+    assert stored(store) == names
+
+
+def test_more_than_a_mebibyte_is_written_as_it_comes(store, shop):
+    with inserts(shop, store) as seen, Session(shop) as session, session.begin():
+        for name in "abc":
+            outbox.append(store, session, message(name, body=b"x" * 600_000))
+        assert seen == [2]
+    assert stored(store) == list("abc")
+
+
+def test_what_was_written_early_is_rolled_back_too(store, shop):
+    with Session(shop) as session:
+        publish(store, session, *map(str, range(1500)))
+        session.rollback()
+        savepoint = session.begin_nested()
+        publish(store, session, *map(str, range(1500)))
+        savepoint.rollback()
+        publish(store, session, "a")
+        session.commit()
+    assert stored(store) == ["a"]
+
+
+def test_an_outer_message_survives_a_savepoint_with_very_many(store, shop):
+    with Session(shop) as session, session.begin():
+        publish(store, session, "a")
+        savepoint = session.begin_nested()
+        publish(store, session, *map(str, range(1500)))
+        savepoint.rollback()
+        with session.begin_nested():
+            publish(store, session, *(f"{n:04}" for n in range(1500)))
+        publish(store, session, "z")
+    assert stored(store) == ["a", *(f"{n:04}" for n in range(1500)), "z"]
+
+
+# --- messages that nobody committed -----------------------------------------------------------
+
+
+def test_messages_dropped_by_a_close_are_reported_once_by_topic_and_number(store, shop, caplog):
+    with caplog.at_level(logging.WARNING, "reliable_mq"), Session(shop) as session:
+        publish(store, session, "a")
+        session.commit()
+        publish(store, session, "b", "c")
+        session.begin_nested()
+        publish(store, session, "d")
+    assert stored(store) == ["a"]
+    (record,) = caplog.records
+    assert "3 to 'orders'" in record.getMessage()
+
+
+def test_a_rollback_is_not_reported(store, shop, caplog):
+    def fail_in_savepoint() -> None:
+        with Session(shop) as session, session.begin():
+            session.begin_nested()
+            publish(store, session, "c")
+            raise ZeroDivisionError
+
+    with caplog.at_level(logging.WARNING, "reliable_mq"):
+        with Session(shop) as session:
+            publish(store, session, "a")
+            session.begin_nested()
+            publish(store, session, "b")
+            session.rollback()
+            session.rollback()
+        with pytest.raises(ZeroDivisionError):
+            fail_in_savepoint()
+    assert not caplog.records
+
+
+def test_a_session_keeps_nothing_after_its_transaction(store, shop):
+    with Session(shop) as session:
+        publish(store, session, "a")
+        session.commit()
+        assert not session.info
+        session.execute(select(Order))
+        session.rollback()
+        assert not session.info
+
+
+def test_pending_messages_can_be_looked_at(store, shop):
+    with Session(shop) as session, session.begin():
+        publish(store, session, "a")
+        with session.begin_nested():
+            publish(store, session, "b")
+            assert [found.id for found in outbox.pending(session)] == ["a", "b"]
+        savepoint = session.begin_nested()
+        publish(store, session, "c")
+        savepoint.rollback()
+        assert [found.id for found in outbox.pending(session)] == ["a", "b"]
+    assert outbox.pending(session) == []
+
+
+# --- all kinds of sessions ----------------------------------------------------------------------
+
+
+def test_a_scoped_session_is_the_session_of_this_thread(store, shop):
+    scoped = scoped_session(sessionmaker(shop))
+    scoped.add(Order(number=1, customer="ann"))
+    publish(store, scoped, "a")
+    scoped.commit()
+    scoped.remove()
+    assert (stored(store), orders(store)) == (["a"], 1)
+
+
+def test_a_session_over_an_outer_transaction_follows_it(store, shop):
+    with shop.connect() as connection:
+        outer = connection.begin()
+        # sqlite3 by itself begins at the first write, and not at a savepoint.
+        connection.execute(insert(Order).values(number=1, customer="ann"))
+        with Session(connection, join_transaction_mode="create_savepoint") as session:
+            publish(store, session, "a")
+            session.commit()
+            publish(store, session, "b")
+            session.rollback()
+        outer.rollback()
+        assert stored(store) == []
+        with (
+            connection.begin(),
+            Session(connection, join_transaction_mode="rollback_only") as session,
+        ):
+            publish(store, session, "c")
+            session.commit()
+            assert session.connection() is connection
+        assert stored(store) == ["c"]
+
+
+def test_a_session_that_joined_a_savepoint_of_its_connection_may_publish(store, shop):
+    with shop.connect() as connection, connection.begin():
+        with connection.begin_nested(), Session(connection) as session:
+            publish(store, session, "a")
+            session.commit()
+        savepoint = connection.begin_nested()
+        with Session(connection) as session:
+            publish(store, session, "b")
+            session.commit()
+        savepoint.rollback()
+    assert stored(store) == ["a"]
+
+
+@pytest.mark.parametrize("store", ["mariadb"], indirect=True)  # the others want settings for it
+def test_a_two_phase_commit_stores_the_message(store, shop):
+    with Session(shop, twophase=True) as session:
+        session.add(Order(number=1, customer="ann"))
+        publish(store, session, "a")
+        session.prepare()
+        session.commit()
+        publish(store, session, "b")
+        session.prepare()
+        session.rollback()
+    assert stored(store) == ["a"]
+
+
+def test_a_session_with_several_engines_writes_where_it_binds_the_outbox(store, shop, tmp_path):
+    other = create_engine(f"sqlite:///{tmp_path / 'other.db'}")
+    Order.metadata.create_all(other)
+    with Session(binds={Order: other, store.tables.outbox: shop}) as session, session.begin():
+        session.add(Order(number=1, customer="ann"))
+        publish(store, session, "a")
+    assert (stored(store), orders(store)) == (["a"], 0)
+    other.dispose()
+
+
+def test_a_session_that_routes_by_statement_sees_an_insert(store, shop):
+    seen = []
+
+    class Routing(Session):
+        def get_bind(self, mapper: Any = None, *, clause: Any = None, **_: Any) -> Any:
+            seen.append(getattr(clause, "is_insert", False))
+            return shop
+
+    with Routing() as session, session.begin():
+        publish(store, session, "a")
+    assert stored(store) == ["a"]
+    assert all(seen)
+
+
+def test_two_stores_in_one_transaction_get_their_own_messages(store, shop):
+    other = Store(engine=shop, table_prefix="other_")
+    other.create()
+    with Session(shop) as session, session.begin():
+        publish(store, session, "a")
+        publish(other, session, "b")
+        publish(store, session, "c")
+    assert (stored(store), stored(other)) == (["a", "c"], ["b"])
+
+
+def test_what_is_no_session_is_refused_by_name(store):
+    with pytest.raises(TypeError, match="Engine"):
+        publish(store, store.engine, "a")
+
+
+# --- where a message cannot be atomic ------------------------------------------------------------
+
+
+def test_an_engine_in_autocommit_mode_is_refused_at_once(store, shop):
+    for engine in (
+        create_engine(shop.url, isolation_level="AUTOCOMMIT"),
+        shop.execution_options(isolation_level="AUTOCOMMIT"),
+    ):
+        with Session(engine) as session, pytest.raises(NoTransactionError, match="AUTOCOMMIT"):
+            publish(store, session, "a")
+        engine.dispose()
+    assert stored(store) == []
+
+
+def test_a_connection_in_autocommit_mode_is_refused_at_once(store, shop):
+    with Session(shop) as session:
+        session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+        with pytest.raises(NoTransactionError, match="AUTOCOMMIT"):
+            publish(store, session, "a")
+    assert stored(store) == []
+
+
+def test_a_connection_that_turns_to_autocommit_is_refused_at_the_commit(store, shop):
+    with Session(shop) as session:
+        publish(store, session, "a")
+        session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+        with pytest.raises(NoTransactionError, match="AUTOCOMMIT"):
+            session.commit()
+        session.rollback()
+    assert stored(store) == []
+
+
+def test_a_transaction_on_an_autocommit_engine_may_publish(store, shop):
+    engine = create_engine(shop.url, isolation_level="AUTOCOMMIT")
+    level = "SERIALIZABLE"
+    with Session(engine) as session:
+        session.connection(execution_options={"isolation_level": level})
+        publish(store, session, "a")
+        session.rollback()
+        session.connection(execution_options={"isolation_level": level})
+        publish(store, session, "b")
+        session.commit()
+    engine.dispose()
+    assert stored(store) == ["b"]
+
+
+def test_sqlites_own_recipe_for_begin_is_not_taken_for_autocommit(sqlite_url):
+    store = Store(database_url=sqlite_url)
+    store.create()
+    engine = create_engine(sqlite_url)
+
+    @event.listens_for(engine, "connect")
+    def no_begin_by_the_driver(connection: Any, _: object) -> None:
+        connection.isolation_level = None
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    with Session(engine) as session, session.begin():
+        publish(store, session, "a")
+    with Session(engine) as session:
+        publish(store, session, "b")
+        session.rollback()
+    assert stored(store) == ["a"]
+    engine.dispose()
+    store.dispose()
+
+
+def test_a_session_on_a_database_without_our_tables_is_told_so(store, tmp_path):
+    other = create_engine(f"sqlite:///{tmp_path / 'other.db'}")
+    with Session(other) as session:
+        publish(store, session, "a")
+        with pytest.raises(ConfigurationError, match=r"declare\(\)"):
+            session.commit()
+        session.rollback()
+    other.dispose()
+
+
+def test_a_session_on_another_store_of_the_same_prefix_is_told_so(sqlite_url, tmp_path):
+    store, elsewhere = (Store(database_url=f"{sqlite_url}{n}") for n in "12")
+    store.create()
+    elsewhere.create()
+    with Session(elsewhere.engine) as session:
+        publish(store, session, "a")
+        with pytest.raises(ConfigurationError, match="another store"):
+            session.commit()
+        session.rollback()
+    assert stored(elsewhere) == []
+    elsewhere.dispose()
+    store.dispose()
+
+
+# --- the signal after the commit ------------------------------------------------------------------
+
+
+def test_listeners_are_told_after_the_commit_and_only_then(store, shop):
+    seen: list[list[str]] = []
+    store.on_appended.append(lambda: seen.append(stored(store)))
+    with Session(shop) as session:
+        publish(store, session, "a")
+        session.rollback()
+        with session.begin_nested():
+            publish(store, session, "b")
+        assert seen == []
+        session.commit()
+        assert seen == [["b"]]
+        session.add(Order(number=1, customer="ann"))
+        session.commit()
+    assert seen == [["b"]]
+
+
+def test_listeners_are_told_after_the_outer_commit_of_a_joined_session(store, shop):
+    seen: list[list[str]] = []
+    store.on_appended.append(lambda: seen.append(stored(store)))
+    with shop.connect() as connection:
+        with Session(connection, join_transaction_mode="create_savepoint") as session:
+            outer = connection.begin()
+            publish(store, session, "a")
+            session.commit()
+            assert seen == []
+            outer.commit()
+            del outer
+        gc.collect()
+        assert seen == [["a"]]
+
+
+def test_a_listener_that_fails_fails_nobody_else(store, shop, caplog):
+    seen: list[str] = []
+
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    store.on_appended += [broken, lambda: seen.append("told")]
+    with Session(shop) as session, session.begin():
+        publish(store, session, "a")
+    assert seen == ["told"]
+    assert "ZeroDivisionError" in caplog.text

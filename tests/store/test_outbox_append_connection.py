@@ -1,0 +1,272 @@
+"""Publishing into a plain Connection: the same promises, without an ORM session."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+from sqlalchemy import create_engine, insert
+from sqlalchemy.exc import IntegrityError
+
+from reliable_mq.errors import ConfigurationError, NoTransactionError
+from reliable_mq.store import Store, outbox
+from tests.store.shop import Order, inserts, message, orders, publish, stored
+
+
+def test_a_message_is_stored_with_the_business_row(store, shop):
+    with shop.begin() as connection:
+        connection.execute(insert(Order).values(number=1, customer="ann"))
+        publish(store, connection, "a", "b")
+        assert stored(store) == []
+    assert (stored(store), orders(store)) == (["a", "b"], 1)
+
+
+def test_nothing_is_stored_when_the_transaction_is_rolled_back(store, shop):
+    with shop.connect() as connection:
+        connection.execute(insert(Order).values(number=1, customer="ann"))
+        publish(store, connection, "a")
+        connection.rollback()
+
+        def work() -> None:
+            with connection.begin():
+                publish(store, connection, "b")
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            work()
+        with connection.begin():
+            publish(store, connection, "c")
+    assert (stored(store), orders(store)) == (["c"], 0)
+
+
+def test_nothing_is_stored_when_the_connection_is_closed_without_a_commit(store, shop):
+    with shop.connect() as connection:
+        connection.begin()
+        publish(store, connection, "a")
+    assert stored(store) == []
+
+
+def test_a_commit_writes_all_messages_by_one_insert(store, shop):
+    names = [f"{n:04}" for n in range(200)]
+    with inserts(shop, store) as seen, shop.begin() as connection:
+        publish(store, connection, *names)
+    assert seen == [200]
+    assert stored(store) == names
+
+
+def test_a_connection_that_was_open_before_the_first_publish_on_its_engine_works(store, shop):
+    with shop.connect() as connection:
+        connection.begin()
+        publish(store, connection, "a")
+        connection.commit()
+        connection.begin()
+        publish(store, connection, "b")
+        connection.commit()
+    assert stored(store) == ["a", "b"]
+
+
+def test_a_transaction_is_needed(store, shop):
+    with shop.connect() as connection:
+        with pytest.raises(NoTransactionError, match="no transaction"):
+            publish(store, connection, "a")
+        with connection.begin():
+            publish(store, connection, "b")
+        with pytest.raises(NoTransactionError, match="no transaction"):
+            publish(store, connection, "c")
+    assert stored(store) == ["b"]
+
+
+@pytest.mark.parametrize("where", ["engine", "options", "connection"])
+def test_autocommit_mode_is_refused(store, shop, where):
+    engine = shop
+    if where == "engine":
+        engine = create_engine(shop.url, isolation_level="AUTOCOMMIT")
+    if where == "options":
+        engine = shop.execution_options(isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        if where == "connection":
+            connection.execution_options(isolation_level="AUTOCOMMIT")
+        with connection.begin(), pytest.raises(NoTransactionError, match="AUTOCOMMIT"):
+            publish(store, connection, "a")
+    assert stored(store) == []
+    engine.dispose()
+
+
+def test_an_engine_with_options_of_its_own_works(store, shop):
+    engine = shop.execution_options(logging_token="orders")
+    with engine.begin() as connection:
+        publish(store, connection, "a")
+    with shop.begin() as connection:
+        publish(store, connection, "b")
+    assert stored(store) == ["a", "b"]
+
+
+# --- savepoints -----------------------------------------------------------------------------------
+
+
+def test_savepoints_keep_or_drop_their_messages(store, shop):
+    with shop.begin() as connection:
+        publish(store, connection, "a")
+        with connection.begin_nested():
+            publish(store, connection, "b")
+        savepoint = connection.begin_nested()
+        publish(store, connection, "c")
+        savepoint.rollback()
+        publish(store, connection, "d")
+    assert stored(store) == ["a", "b", "d"]
+
+
+def test_an_outer_savepoint_rolled_back_takes_the_inner_ones_messages(store, shop):
+    with shop.begin() as connection:
+        publish(store, connection, "a")
+        outer = connection.begin_nested()
+        with connection.begin_nested():
+            publish(store, connection, "b")
+        inner = connection.begin_nested()
+        publish(store, connection, "c")
+        inner.rollback()
+        publish(store, connection, "d")
+        outer.rollback()
+        publish(store, connection, "e")
+        with connection.begin_nested():
+            publish(store, connection, "f")
+    assert stored(store) == ["a", "e", "f"]
+
+
+@pytest.mark.filterwarnings("ignore:nested transaction already deassociated")
+def test_an_outer_savepoint_rolled_back_over_an_open_inner_one_takes_both(store, shop):
+    with shop.begin() as connection:
+        outer = connection.begin_nested()
+        publish(store, connection, "a")
+        connection.begin_nested()
+        publish(store, connection, "b")
+        outer.rollback()
+        publish(store, connection, "c")
+    assert stored(store) == ["c"]
+
+
+def test_savepoints_opened_before_the_first_message_count_too(store, shop):
+    with shop.begin() as connection:
+        outer = connection.begin_nested()
+        inner = connection.begin_nested()
+        publish(store, connection, "a")
+        inner.commit()
+        outer.rollback()
+        publish(store, connection, "b")
+    assert stored(store) == ["b"]
+
+
+def test_an_error_inside_a_savepoint_takes_only_its_messages(store, shop):
+    with shop.begin() as connection:
+        connection.execute(insert(Order).values(number=1, customer="ann"))
+        publish(store, connection, "a")
+
+        def work() -> None:
+            with connection.begin_nested():
+                publish(store, connection, "b")
+                connection.execute(insert(Order).values(number=1, customer="bob"))
+
+        with pytest.raises(IntegrityError):
+            work()
+        publish(store, connection, "c")
+    assert stored(store) == ["a", "c"]
+
+
+# --- many messages ------------------------------------------------------------------------------
+
+
+def test_more_than_a_thousand_messages_are_written_as_they_come(store, shop):
+    names = [f"{n:05}" for n in range(1200)]
+    with inserts(shop, store) as seen, shop.begin() as connection:
+        publish(store, connection, *names)
+        assert seen == [1000]
+    assert stored(store) == names
+
+
+def test_an_outer_message_survives_a_savepoint_with_very_many(store, shop):
+    many = [f"{n:04}" for n in range(1200)]
+    with shop.begin() as connection:
+        publish(store, connection, "a")
+        savepoint = connection.begin_nested()
+        publish(store, connection, *many)
+        savepoint.rollback()
+        with connection.begin_nested():
+            publish(store, connection, *many)
+        publish(store, connection, "z")
+    assert stored(store) == ["a", *many, "z"]
+
+
+def test_what_a_savepoint_wrote_early_is_rolled_back_with_it(store, shop):
+    with shop.begin() as connection:
+        outer = connection.begin_nested()
+        with connection.begin_nested():
+            publish(store, connection, *map(str, range(1200)))
+        publish(store, connection, "x")
+        outer.rollback()
+        publish(store, connection, "a")
+    assert stored(store) == ["a"]
+
+
+# --- the rest -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("store", ["mariadb"], indirect=True)  # the others want settings for it
+def test_a_two_phase_commit_stores_the_message(store, shop):
+    with shop.connect() as connection:
+        transaction = connection.begin_twophase()
+        publish(store, connection, "a")
+        transaction.prepare()
+        transaction.commit()
+        transaction = connection.begin_twophase()
+        publish(store, connection, "b")
+        transaction.commit()
+        transaction = connection.begin_twophase()
+        publish(store, connection, "c")
+        transaction.prepare()
+        transaction.rollback()
+        connection.begin_twophase()
+        publish(store, connection, "d")
+        connection.rollback()
+    assert stored(store) == ["a", "b"]
+
+
+def test_pending_messages_can_be_looked_at(store, shop):
+    with shop.begin() as connection:
+        assert outbox.pending(connection) == []
+        publish(store, connection, "a")
+        savepoint = connection.begin_nested()
+        publish(store, connection, "b")
+        assert [found.id for found in outbox.pending(connection)] == ["a", "b"]
+        savepoint.rollback()
+        assert [found.id for found in outbox.pending(connection)] == ["a"]
+    with shop.connect() as connection:
+        assert outbox.pending(connection) == []
+
+
+def test_listeners_are_told_after_the_commit_and_only_then(store, shop):
+    seen: list[list[str]] = []
+    store.on_appended.append(lambda: seen.append(stored(store)))
+    with shop.connect() as connection:
+        connection.begin()
+        publish(store, connection, "a")
+        connection.rollback()
+        gc.collect()
+        assert seen == []
+        connection.begin()
+        publish(store, connection, "b")
+        connection.commit()
+        assert seen == [["b"]]
+    with shop.begin() as connection:
+        publish(store, connection, "c")
+        assert seen == [["b"]]
+    assert seen == [["b"], ["b", "c"]]
+
+
+def test_a_database_without_our_tables_is_named_at_the_commit(sqlite_url):
+    store = Store(database_url=sqlite_url)
+    with store.engine.connect() as connection:
+        connection.begin()
+        outbox.append(store, connection, message("a"))
+        with pytest.raises(ConfigurationError, match=r"declare\(\)"):
+            connection.commit()
+    store.dispose()
