@@ -265,7 +265,8 @@ class Processor:
     def _trouble(self, error: Exception, progress: _Progress) -> Trouble | None:
         transaction = progress.transaction
         if transaction is None:
-            return None
+            opening = progress.stage is _Stage.OPEN
+            return self.store.dialect.classify(error) if opening else None
         if transaction.guard.trouble is not None:
             return transaction.guard.trouble
         if transaction.committing or progress.stage is not _Stage.HANDLE:

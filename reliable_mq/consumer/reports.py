@@ -78,7 +78,8 @@ class Reporter:
             self.counts.retried += 1
         log.warning(
             "message %r of %s failed in group %s (attempt %d), next try in %.1f s: %s",
-            message.id, self._topic, self._group, failure.attempts, delay, failure.cause,
+            message.id, self._topic, self._group, failure.attempts, delay, _line(failure.cause),
+            extra=self._fields(message, failure.attempts),
         )  # fmt: skip
         self._events.emit(
             ev.MessageRetried(
@@ -91,11 +92,21 @@ class Reporter:
             self.counts.dead_lettered += 1
         log.error(
             "message %r of %s is a dead letter of group %s after %d attempts: %s",
-            message.id, self._topic, self._group, attempts, cause,
+            message.id, self._topic, self._group, attempts, _line(cause),
+            extra=self._fields(message, attempts),
         )  # fmt: skip
         self._events.emit(
             ev.MessageDeadLettered(self._topic, self._group, message.id, attempts, cause)
         )
+
+    def _fields(self, message: Message, attempt: int) -> dict[str, object]:
+        """Return what structured log formatters pick up from the record."""
+        return {
+            "mq_topic": self._topic,
+            "mq_group": self._group,
+            "mq_message_id": message.id,
+            "mq_attempt": attempt,
+        }
 
     def store_failed(self, error: BaseException) -> None:
         """The database did not do its part; said once in a while."""
@@ -108,3 +119,9 @@ class Reporter:
             "the database failed, %s/%s waits and tries again: %s: %s",
             self._topic, self._group, type(error).__name__, redact_url(str(error)).split("\n")[0],
         )  # fmt: skip
+
+
+def _line(cause: str) -> str:
+    """Return a cause fit for a log line: one line, not too long."""
+    line = " ".join(cause.split())
+    return line if len(line) <= 500 else line[:500] + "..."
