@@ -138,15 +138,16 @@ class Service:
             self.relay.wake()
         if self.retries is not None:
             self.retries.wake()
-        # Consumers bound themselves; the margin is for their last words with the broker.
-        deadline = time.monotonic() + seconds(self._settings.consumer.shutdown_timeout) + 10.0
+        # The parts bound themselves; the margins are for their last words with broker and database.
+        now = time.monotonic()
+        deadline = now + seconds(self._settings.consumer.shutdown_timeout) + 10.0
         for consumer in self.consumers:
             consumer.join(max(0.0, deadline - time.monotonic()))
         if self.retries is not None:
-            self.retries.join(5.0)
+            self.retries.join(max(0.0, deadline - time.monotonic()))
         if self._relay_thread is not None:
-            grace = seconds(self._settings.relay.publish_timeout) + 5.0
-            self._relay_thread.join(max(grace, deadline - time.monotonic()))
+            deadline = max(deadline, now + seconds(self._settings.relay.publish_timeout) + 5.0)
+            self._relay_thread.join(max(0.0, deadline - time.monotonic()))
         if self._own_loop is not None:
             self._own_loop.stop()
         left = sum(consumer.left for consumer in self.consumers)
