@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
 
 from sqlalchemy import Connection, Dialect, Table, UniqueConstraint, inspect
-from sqlalchemy.engine.interfaces import ReflectedIndex, ReflectedUniqueConstraint
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from reliable_mq.errors import ConfigurationError
 from reliable_mq.store.tables import Tables
+
+_Columns = tuple[str, ...]
 
 
 def create_missing(connection: Connection, tables: Tables) -> None:
@@ -17,41 +20,39 @@ def create_missing(connection: Connection, tables: Tables) -> None:
 
     Alters nothing that exists: a table without one of our columns is a ``ConfigurationError``.
     """
-    present = _present(connection, tables)
-    everything = tables.metadata.sorted_tables
-    ours = [table for table in everything if table in _all(tables)]
-    problems = [
-        text for table in ours if table.name in present for text in _columns(connection, table)
-    ]
+    existing = _Existing(connection, tables)
+    present = [table for table in tables.all() if table.name in existing.columns]
+    problems = [text for table in present for text in existing.missing_columns(table)]
     if problems:
         raise ConfigurationError(
             f"the database has tables of our names that are not ours: {'; '.join(problems)}. "
             "Use another table_prefix, or migrate them"
         )
-    for table in ours:
-        if table.name not in present:
+    for table in tables.all():
+        if table.name not in existing.columns:
             table.create(connection)
-        else:
-            _create_indexes(connection, table)
+        for index in table.indexes:
+            if table in present and index.name not in existing.index_names(table):
+                index.create(connection)
 
 
 def differences(connection: Connection, tables: Tables) -> list[str]:
     """Return, for a person, each table, column and index that the database lacks."""
-    present = _present(connection, tables)
+    existing = _Existing(connection, tables)
     found: list[str] = []
-    for table in _all(tables):
-        if table.name not in present:
+    for table in tables.all():
+        if table.name not in existing.columns:
             found.append(f"table {table.fullname} is missing")
         else:
-            found.extend(_columns(connection, table))
-            found.extend(_indexes(connection, table))
+            found.extend(existing.missing_columns(table))
+            found.extend(existing.missing_indexes(table))
     return found
 
 
 def as_sql(tables: Tables, dialect: Dialect) -> str:
     """Return the statements that create everything, for a migration written by hand."""
     statements: list[str] = []
-    for table in _all(tables):
+    for table in tables.all():
         statements.append(str(CreateTable(table).compile(dialect=dialect)).strip())
         statements.extend(
             str(CreateIndex(index).compile(dialect=dialect)).strip()
@@ -60,55 +61,69 @@ def as_sql(tables: Tables, dialect: Dialect) -> str:
     return "".join(f"{statement};\n\n" for statement in statements)
 
 
-def _all(tables: Tables) -> list[Table]:
-    return [getattr(tables, name) for name in tables.__slots__]
+class _Existing:
+    """What the database has of our names; read once each, for all tables together."""
+
+    def __init__(self, connection: Connection, tables: Tables) -> None:
+        self._inspector = inspect(connection)
+        self._schema = tables.outbox.schema
+        self._names = [table.name for table in tables.all()]
+
+    @cached_property
+    def columns(self) -> dict[str, set[str]]:
+        """The columns by table."""
+        found = self._inspector.get_multi_columns(schema=self._schema, filter_names=self._names)
+        return {
+            name: {column["name"] for column in columns} for (_, name), columns in found.items()
+        }
+
+    @cached_property
+    def _indexes(self) -> dict[str, dict[str | None, tuple[_Columns, bool]]]:
+        found = self._inspector.get_multi_indexes(schema=self._schema, filter_names=self._names)
+        return {
+            name: {i["name"]: (_present(i["column_names"]), bool(i["unique"])) for i in indexes}
+            for (_, name), indexes in found.items()
+        }
+
+    @cached_property
+    def _unique(self) -> dict[str, set[_Columns]]:
+        options: dict[str, Any] = {"schema": self._schema, "filter_names": self._names}
+        keys = self._inspector.get_multi_pk_constraint(**options)
+        unique = {name: {_present(key["constrained_columns"])} for (_, name), key in keys.items()}
+        constraints = self._inspector.get_multi_unique_constraints(**options)
+        for (_, name), found in constraints.items():
+            unique[name].update(_present(each["column_names"]) for each in found)
+        for name, indexes in self._indexes.items():
+            unique[name].update(columns for columns, is_unique in indexes.values() if is_unique)
+        return unique
+
+    def index_names(self, table: Table) -> set[str | None]:
+        """Return the names of the table's indexes."""
+        return set(self._indexes.get(table.name, ()))
+
+    def missing_columns(self, table: Table) -> Iterator[str]:
+        """Yield each of our columns that the table lacks."""
+        for column in table.columns:
+            if column.name not in self.columns[table.name]:
+                yield f"column {table.fullname}.{column.name} is missing"
+
+    def missing_indexes(self, table: Table) -> Iterator[str]:
+        """Yield each of our keys and indexes that the table lacks, whatever their names."""
+        unique = self._unique[table.name]
+        indexed = unique | {columns for columns, _ in self._indexes.get(table.name, {}).values()}
+        for what, columns, is_unique in _wanted(table):
+            if columns not in (unique if is_unique else indexed):
+                yield f"{what} on {table.fullname}({', '.join(columns)}) is missing"
 
 
-def _present(connection: Connection, tables: Tables) -> set[str]:
-    return set(inspect(connection).get_table_names(schema=tables.outbox.schema))
-
-
-def _columns(connection: Connection, table: Table) -> Iterator[str]:
-    there = {c["name"] for c in inspect(connection).get_columns(table.name, schema=table.schema)}
-    for column in table.columns:
-        if column.name not in there:
-            yield f"column {table.fullname}.{column.name} is missing"
-
-
-def _indexes(connection: Connection, table: Table) -> Iterator[str]:
-    there = _indexed(connection, table)
-    for name, columns, unique in _wanted(table):
-        if (columns, True) not in there and (unique or (columns, False) not in there):
-            kind = "unique index" if unique else "index"
-            yield f"{kind} {name} on {table.fullname}({', '.join(columns)}) is missing"
-
-
-def _wanted(table: Table) -> Iterator[tuple[str, tuple[str, ...], bool]]:
-    yield "(primary key)", tuple(table.primary_key.columns.keys()), True
+def _wanted(table: Table) -> Iterator[tuple[str, _Columns, bool]]:
+    yield "primary key", tuple(table.primary_key.columns.keys()), True
     for constraint in table.constraints:
         if isinstance(constraint, UniqueConstraint):
-            yield "(unique constraint)", tuple(constraint.columns.keys()), True
+            yield "unique constraint", tuple(constraint.columns.keys()), True
     for index in table.indexes:
-        yield str(index.name), tuple(index.columns.keys()), bool(index.unique)
+        yield f"index {index.name}", tuple(index.columns.keys()), bool(index.unique)
 
 
-def _indexed(connection: Connection, table: Table) -> set[tuple[tuple[str, ...], bool]]:
-    look = inspect(connection)
-    name, schema = table.name, table.schema
-    key = look.get_pk_constraint(name, schema=schema)["constrained_columns"]
-    there = {(tuple(key), True)}
-    there.update((_names(c), True) for c in look.get_unique_constraints(name, schema=schema))
-    there.update((_names(i), bool(i["unique"])) for i in look.get_indexes(name, schema=schema))
-    return there
-
-
-def _names(index: ReflectedIndex | ReflectedUniqueConstraint) -> tuple[str, ...]:
-    columns: Iterable[str | None] = index["column_names"]
+def _present(columns: list[str] | list[str | None]) -> _Columns:
     return tuple(column for column in columns if column is not None)
-
-
-def _create_indexes(connection: Connection, table: Table) -> None:
-    there = {i["name"] for i in inspect(connection).get_indexes(table.name, schema=table.schema)}
-    for index in table.indexes:
-        if index.name not in there:
-            index.create(connection)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from sqlalchemy import (
@@ -76,6 +76,10 @@ class Tables:
     def metadata(self) -> MetaData:
         """Return the MetaData they are part of."""
         return self.outbox.metadata
+
+    def all(self) -> list[Table]:
+        """Return every table, in the order of their making."""
+        return [getattr(self, field.name) for field in fields(self)]
 
 
 def build_tables(
