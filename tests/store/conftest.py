@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -15,6 +14,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.util import greenlet_spawn
 
 from reliable_mq.store import Store
+from tests.brokers import Server
 from tests.brokers.databases import fresh_database
 from tests.store.shop import Base, Order
 
@@ -71,21 +71,19 @@ class Bridge:
 
 
 @pytest.fixture(scope="session")
-def lasting_url(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[str], str]]:
-    urls: dict[str, str] = {}
-    with ExitStack() as stack:
+def lasting_sqlite_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('store') / 'store.db'}"
 
-        def url(kind: str) -> str:
-            if kind == "sqlite":
-                return urls.setdefault(kind, f"sqlite:///{tmp_path_factory.mktemp('s') / 's.db'}")
-            if kind not in urls:
-                server = request.getfixturevalue(f"{kind}_server")
-                name = f"t_store_{secrets.token_hex(4)}"
-                urls[kind] = stack.enter_context(fresh_database(server.url, name))
-            return urls[kind]
 
+@pytest.fixture(scope="session")
+def lasting_postgresql_url(postgresql_server: Server) -> Iterator[str]:
+    with fresh_database(postgresql_server.url, f"t_store_{secrets.token_hex(4)}") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def lasting_mariadb_url(mariadb_server: Server) -> Iterator[str]:
+    with fresh_database(mariadb_server.url, f"t_store_{secrets.token_hex(4)}") as url:
         yield url
 
 
@@ -101,9 +99,9 @@ def open_store(url: str) -> Store:
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
-def store(request: pytest.FixtureRequest, lasting_url: Callable[[str], str]) -> Iterator[Store]:
+def store(request: pytest.FixtureRequest) -> Iterator[Store]:
     """A store with its tables, on each kind of database."""
-    found = open_store(lasting_url(request.param))
+    found = open_store(request.getfixturevalue(f"lasting_{request.param}_url"))
     yield found
     found.dispose()
 
@@ -117,10 +115,11 @@ def shop(store: Store) -> Iterator[Engine]:
 
 
 @pytest.fixture(params=DRIVERS)
-def bridge(request: pytest.FixtureRequest, lasting_url: Callable[[str], str]) -> Iterator[Bridge]:
+def bridge(request: pytest.FixtureRequest) -> Iterator[Bridge]:
     """A store with its tables, and the engine of each driver in turn."""
     kind, name = DRIVERS[request.param]
-    url = make_url(lasting_url(kind)).set(drivername=name).render_as_string(hide_password=False)
+    lasting = make_url(request.getfixturevalue(f"lasting_{kind}_url"))
+    url = lasting.set(drivername=name).render_as_string(hide_password=False)
     found = Bridge(request.param, url, open_store(url))
     yield found
     found.close()
