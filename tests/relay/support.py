@@ -14,7 +14,7 @@ from reliable_mq.adapter import SENT, Outcome, Refused, Sent, Unknown, Unroutabl
 from reliable_mq.clock import Clock, SystemClock
 from reliable_mq.events import Event, Events
 from reliable_mq.message import Message
-from reliable_mq.relay import Relay
+from reliable_mq.relay import Relay, RelayCounts
 from reliable_mq.settings import RelaySettings, Settings
 from reliable_mq.store import Store
 from reliable_mq.store.codec import pack_headers
@@ -209,6 +209,11 @@ def drain(*relays: Relay) -> int:
         sent += sum(one.sent for one in counts)
         if not any(one.moved for one in counts):
             return sent
+
+
+def one_round(relay: Relay) -> RelayCounts:
+    """What the running relay does again and again; unlike a step it minds every pause."""
+    return relay._round(threading.Event())
 
 
 class Running:
