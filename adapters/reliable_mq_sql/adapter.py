@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import threading
 from collections.abc import Sequence
 from datetime import timedelta
@@ -18,7 +19,7 @@ from reliable_mq.adapter import (
     TopicSpec,
     Unknown,
 )
-from reliable_mq.errors import ConfigurationError
+from reliable_mq.errors import ConfigurationError, ReliableMQError
 from reliable_mq.message import Message
 from reliable_mq_sql.cleaner import Cleaner
 from reliable_mq_sql.database import Database
@@ -27,6 +28,8 @@ from reliable_mq_sql.ownership import TopicShare
 from reliable_mq_sql.publisher import Publisher
 from reliable_mq_sql.subscription import SqlSubscription
 from reliable_mq_sql.topology import Topology
+
+log = logging.getLogger("reliable_mq")
 
 _LONGEST_INSTANCE = 48
 """Of the 63 bytes an owner's name may have; the rest tells an adapter's subscriptions apart."""
@@ -109,12 +112,15 @@ class SqlAdapter:
 
     def _expire(self, topics: set[str]) -> None:
         """Remove what is too old: a topic that nobody consumes has no other cleaner."""
-        limited = {name: row for name, row in self._topology.find(topics).items() if row.retention}
-        if not limited or not self._expiring.acquire(blocking=False):
+        if not self._expiring.acquire(blocking=False):
             return
         try:
-            for name, row in limited.items():
-                self._expirer.clean(name, range(row.partitions))
+            for name, row in self._topology.find(topics).items():
+                if row.retention is not None:
+                    self._expirer.clean(name, range(row.partitions))
+        except ReliableMQError as error:
+            # What was published is stored all the same; the next round removes what is old.
+            log.info("could not remove old entries: %s", error)
         finally:
             self._expiring.release()
 
@@ -126,7 +132,10 @@ class SqlAdapter:
         lease = self._context.lease
         subscription = SqlSubscription(
             self._database,
-            [TopicShare(self._database, t, group, owner=owner, lease=lease) for t in topics],
+            [
+                TopicShare(self._database, t, group, owner=owner, lease=lease)
+                for t in dict.fromkeys(topics)
+            ],
             Cleaner(self._database),
             prefetch=prefetch,
             forget=self._forget,

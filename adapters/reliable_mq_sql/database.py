@@ -40,7 +40,7 @@ class Database:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._left_behind: list[threading.Thread] = []
+        self._left_behind: set[threading.Thread] = set()
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Return what *work* reads on a connection of the pool."""
@@ -96,16 +96,16 @@ class Database:
             thread.join()
             return job.result()
         job.abandoned.set()
-        self._left_behind.append(thread)
+        self._left_behind.add(thread)
         raise TransportError(f"{self.store.shown_url} did not answer within {seconds:g} s")
 
     def _await_those_left_behind(self, end: float) -> None:
         # Else each further try would leave one more thread and connection behind.
-        for thread in list(self._left_behind):
+        for thread in tuple(self._left_behind):
             thread.join(max(0.0, end - time.monotonic()))
             if thread.is_alive():
                 raise TransportError(f"{self.store.shown_url} still does not answer")
-            self._left_behind.remove(thread)
+            self._left_behind.discard(thread)
 
 
 class _Job(Generic[T]):

@@ -87,7 +87,11 @@ class TopicShare:
 
     def _settle(self, held: Mapping[str, int]) -> list[Lost]:
         """Drop what is no longer leased, begin on what is newly leased."""
-        gone = [one for one in self.owned.values() if held.get(str(one.number)) != one.lease_epoch]
+        gone = [
+            one
+            for one in self.owned.values()
+            if one.fenced or held.get(str(one.number)) != one.lease_epoch
+        ]
         lost = [self._drop(one) for one in gone]
         new = {int(name): epoch for name, epoch in held.items() if int(name) not in self.owned}
         if new:
@@ -135,7 +139,8 @@ class TopicShare:
     def commit(self, partitions: Iterable[OwnedPartition] | None = None) -> None:
         """Write the watermarks the database does not have yet.
 
-        One that cannot be written is no longer ours: the lease tells with its next renewal.
+        One that cannot be written means that the cursor is somebody else's, or was moved by
+        hand: the ownership ends, and begins anew at the cursor if the lease is still ours.
         """
         chosen = self.owned.values() if partitions is None else partitions
         behind = [(one, one.watermark) for one in chosen if one.is_behind]
@@ -147,6 +152,7 @@ class TopicShare:
         for (one, watermark), is_ours in zip(behind, moved, strict=True):
             one.committed = watermark
             if not is_ours:
+                one.fenced = True
                 self._renew_at = 0.0
 
     def _move(self, connection: Connection, one: OwnedPartition, watermark: int) -> bool:

@@ -13,8 +13,9 @@ class OwnedPartition:
     """A partition under one lease epoch.
 
     ``position`` is the next offset to read, ``watermark`` the first that is not acknowledged,
-    ``committed`` what the database has of it. Each :meth:`rewind` starts a new generation, so
-    that what was read before can be told from what is read after: ``epoch`` is made of both.
+    ``committed`` what the database has of it, ``fenced`` that the database refused to go on. Each
+    :meth:`rewind` starts a new generation, so that what was read before can be told from what is
+    read after: ``epoch`` is made of both.
     """
 
     def __init__(self, topic: str, number: int, lease_epoch: int, committed: int) -> None:
@@ -22,6 +23,7 @@ class OwnedPartition:
         self.number = number
         self.lease_epoch = lease_epoch
         self.committed = committed
+        self.fenced = False
         self.position = committed
         self._generation = 0
         self._unacked: dict[int, None] = {}

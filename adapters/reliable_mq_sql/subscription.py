@@ -6,8 +6,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
-from sqlalchemy import Connection, or_, select
+from sqlalchemy import Connection, Row, or_, select
 
 from reliable_mq.adapter import Batch, Lost, Received
 from reliable_mq.errors import ReliableMQError, TransportError
@@ -16,6 +17,8 @@ from reliable_mq_sql.database import Database
 from reliable_mq_sql.ownership import TopicShare
 from reliable_mq_sql.partitions import OwnedPartition
 from reliable_mq_sql.rows import select_messages, to_raw
+
+Rows: TypeAlias = "Sequence[Row[Any]]"
 
 log = logging.getLogger("reliable_mq")
 
@@ -51,6 +54,8 @@ class SqlSubscription:
         self._poll = Poll(database.store.dialect.name)
         self._lost: list[Lost] = []
         self._woken = threading.Event()
+        # An adapter may be closed on another thread than the one that receives.
+        self._serving = threading.Lock()
         self._acked_at: float | None = None
         self._turn = 0
         self._closed = False
@@ -68,25 +73,30 @@ class SqlSubscription:
 
     def receive(self, limit: int, timeout: float) -> Batch:
         """See ``Subscription.receive``; raises ``TransportError`` after ``close``."""
-        if self._closed:
-            raise TransportError("this subscription is closed")
         end = time.monotonic() + timeout
         while True:
             self._woken.clear()
-            batch = self._step(limit)
+            with self._serving:
+                batch = self._step(limit)
+            if batch.deliveries:
+                self._poll.restart()
             left = end - time.monotonic()
             if batch.deliveries or batch.lost or left <= 0:
-                self._poll.restart()
                 return batch
             self._woken.wait(min(left, self._poll.next()))
 
     def _step(self, limit: int) -> Batch:
+        if self._closed:
+            raise TransportError("this subscription is closed")
         self._attend()
+        self._clean()
+        if self._is_commit_due():
+            self._commit()
         room = min(limit, self._prefetch - sum(one.held for one in self._owned()))
         deliveries = self._read(room) if room > 0 else []
-        if not deliveries or self._is_commit_due():
+        # Nothing that can fail may come after a read that brought something.
+        if not deliveries:
             self._commit()
-        self._clean()
         lost, self._lost = self._lost, []
         return Batch(deliveries, lost)
 
@@ -108,26 +118,30 @@ class SqlSubscription:
             return []
         self._turn += 1
         start = self._turn % len(owned)
-        return self._database.read(
+        found = self._database.read(
             lambda c: self._read_partitions(c, owned[start:] + owned[:start], room)
         )
+        # Only now: a read that failed half-way, or is made again, must leave no trace.
+        return [delivery for one, rows in found for delivery in _deliver(one, rows)]
 
     def _read_partitions(
         self, connection: Connection, owned: Sequence[OwnedPartition], room: int
-    ) -> list[Received]:
+    ) -> list[tuple[OwnedPartition, Rows]]:
         ends = self._read_ends(connection)
-        found: list[Received] = []
+        found: list[tuple[OwnedPartition, Rows]] = []
         for one in owned:
-            if one.position < ends.get((one.topic, one.number), 0) and len(found) < room:
-                found += self._read_one(connection, one, min(room - len(found), _READ_AT_ONCE))
+            if one.position < ends.get((one.topic, one.number), 0) and room > 0:
+                rows = self._read_one(connection, one, min(room, _READ_AT_ONCE))
+                found.append((one, rows))
+                room -= len(rows)
         return found
 
     def _read_ends(self, connection: Connection) -> dict[tuple[str, int], int]:
         return {(row[0], row[1]): row[2] for row in connection.execute(self._ends)}
 
-    def _read_one(self, connection: Connection, one: OwnedPartition, limit: int) -> list[Received]:
+    def _read_one(self, connection: Connection, one: OwnedPartition, limit: int) -> Rows:
         table = self._database.store.tables.topic_log
-        rows = connection.execute(
+        return connection.execute(
             select_messages(table)
             .where(
                 table.c.topic == one.topic,
@@ -137,21 +151,13 @@ class SqlSubscription:
             .order_by(table.c.log_offset)
             .limit(limit)
         ).all()
-        one.delivered(row.log_offset for row in rows)
-        return [
-            Received(
-                raw=to_raw(row, one.topic, one.number),
-                partition=one.name,
-                epoch=one.epoch,
-                receipt=row.log_offset,
-            )
-            for row in rows
-        ]
 
     # --- acknowledging ---
 
     def ack(self, deliveries: Sequence[Received]) -> None:
         """See ``Subscription.ack``; committed with the next idle moment, within 0.2 s of work."""
+        if self._closed:
+            return
         current = {(one.name, one.epoch): one for one in self._owned()}
         for delivery in deliveries:
             one = current.get((delivery.partition, delivery.epoch))
@@ -164,7 +170,8 @@ class SqlSubscription:
 
     def flush(self) -> None:
         """See ``Subscription.flush``."""
-        self._commit()
+        if not self._closed:
+            self._commit()
 
     def _is_commit_due(self) -> bool:
         return self._acked_at is not None and time.monotonic() - self._acked_at >= _COMMIT_AFTER
@@ -191,6 +198,8 @@ class SqlSubscription:
 
     def hand_over(self, partition: str) -> None:
         """See ``Subscription.hand_over``."""
+        if self._closed:
+            return
         for share in self._shares:
             for one in list(share.owned.values()):
                 if one.name == partition:
@@ -202,6 +211,7 @@ class SqlSubscription:
             return
         self._closed = True
         self._forget(self)
+        self.wake()
         try:
             self._database.within(_CLOSE_WITHIN, lambda check: self._leave())
         except ReliableMQError as error:
@@ -209,8 +219,22 @@ class SqlSubscription:
             log.info("could not release partitions: %s", error)
 
     def _leave(self) -> None:
-        for share in self._shares:
-            share.leave()
+        with self._serving:
+            for share in self._shares:
+                share.leave()
+
+
+def _deliver(one: OwnedPartition, rows: Rows) -> list[Received]:
+    one.delivered(row.log_offset for row in rows)
+    return [
+        Received(
+            raw=to_raw(row, one.topic, one.number),
+            partition=one.name,
+            epoch=one.epoch,
+            receipt=row.log_offset,
+        )
+        for row in rows
+    ]
 
 
 class Poll:

@@ -363,6 +363,5 @@ def _wait_for_lag(
     wait_for(
         lambda: [adapter.lag(topic, "billing")] == [expected],
         f"a lag of {expected}",
-        seconds=20.0,
         meanwhile=None if consumer is None else consumer.idle,
     )

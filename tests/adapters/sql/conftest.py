@@ -62,6 +62,7 @@ def order(number: int, *, key: str | None = "ann") -> Message:
     return Message(id=f"order-{number}", topic="orders", key=key, body=str(number).encode())
 
 
-def publish(adapter: SqlAdapter, *numbers: int) -> None:
-    outcomes = adapter.publish([order(number) for number in numbers], 20)
+def publish(adapter: SqlAdapter, *numbers: int, keys: int = 1) -> None:
+    batch = [order(number, key=f"key-{number % keys}") for number in numbers]
+    outcomes = adapter.publish(batch, 20)
     assert outcomes == [SENT] * len(numbers)

@@ -1,8 +1,14 @@
 from __future__ import annotations
 
-from sqlalchemy import Connection, select, update
+import itertools
+import threading
+
+import pytest
+from sqlalchemy import Connection, event, select, update
+from sqlalchemy.exc import OperationalError
 
 from reliable_mq.adapter import AdapterContext, Received
+from reliable_mq.errors import TransportError
 from reliable_mq.store import Store
 from reliable_mq_sql import open_adapter
 from reliable_mq_sql.subscription import SqlSubscription
@@ -109,3 +115,74 @@ def test_a_receive_larger_than_one_read_goes_on_where_it_stopped(store: Store, o
     publish(adapter, *range(500))
     subscription = adapter.subscribe(["orders"], "billing", prefetch=1000, ordered=True)
     assert bodies(take(subscription, 500)) == [str(number).encode() for number in range(500)]
+
+
+def test_a_read_that_fails_half_way_loses_nothing(store: Store, opened: Open):
+    adapter = opened(store)
+    declare(adapter, "billing", partitions=4)
+    publish(adapter, *range(40), keys=20)
+    subscription = adapter.subscribe(["orders"], "billing", prefetch=100, ordered=True)
+    subscription.receive(0, 0)
+    reads = itertools.count(1)
+
+    def fail(connection: Connection, cursor: object, statement: str, *rest: object) -> None:
+        if "topic_log" in statement and "LIMIT" in statement and next(reads) == 2:
+            raise OperationalError(statement, None, Exception("connection lost"))
+
+    event.listen(store.engine, "before_cursor_execute", fail)
+    with pytest.raises(TransportError):
+        subscription.receive(100, 5)
+    event.remove(store.engine, "before_cursor_execute", fail)
+    assert sorted(map(int, bodies(take(subscription, 40)))) == list(range(40))
+
+
+def test_a_cursor_moved_by_hand_is_where_the_owner_goes_on(store: Store, opened: Open):
+    adapter = opened(store)
+    declare(adapter, "billing")
+    publish(adapter, *range(10))
+    subscription = adapter.subscribe(["orders"], "billing", prefetch=10, ordered=True)
+    held = take(subscription, 5)
+    with store.transaction() as connection:
+        connection.execute(update(store.tables.topic_cursor).values(log_offset=8))
+    subscription.ack(held)
+    subscription.flush()
+    assert bodies(take(subscription, 2)) == [b"8", b"9"]
+
+
+def test_a_closed_subscription_refuses_to_receive_and_ignores_the_rest(store: Store, opened: Open):
+    adapter = opened(store)
+    declare(adapter, "billing")
+    publish(adapter, 1)
+    subscription = adapter.subscribe(["orders"], "billing", prefetch=10, ordered=True)
+    held = take(subscription, 1)
+    adapter.close()
+    for call in (subscription.ack, subscription.release, subscription.keep_alive):
+        call(held)
+    subscription.flush()
+    subscription.hand_over("orders/0")
+    with pytest.raises(TransportError, match="closed"):
+        subscription.receive(1, 0)
+    assert cursor_of(store, "billing") == 0
+
+
+def test_closing_the_adapter_ends_a_receive_on_another_thread(store: Store, opened: Open):
+    adapter = opened(store)
+    declare(adapter, "billing")
+    subscription = adapter.subscribe(["orders"], "billing", prefetch=10, ordered=True)
+    subscription.receive(0, 0)
+    ended = threading.Event()
+
+    def wait() -> None:
+        with pytest.raises(TransportError, match="closed"):
+            subscription.receive(1, 60)
+        ended.set()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    adapter.close()
+    assert ended.wait(20)
+    thread.join()
+    lease = store.tables.lease
+    with store.engine.connect() as connection:
+        owners = connection.execute(select(lease.c.owner)).scalars().all()
+    assert owners == [None]
