@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import PydanticSerializationError
 
 from reliable_mq.clock import Clock
 from reliable_mq.errors import ConfigurationError, InvalidMessageError
@@ -43,7 +43,7 @@ _NO_HEADERS: Mapping[str, HeaderValue] = MappingProxyType({})
 
 _BYTES = (bytes, bytearray, memoryview)
 
-_STRING_OR_CONSTANT = re.compile(rb'"(?:[^"\\]|\\.)*"|-?Infinity|NaN')
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|-?Infinity|NaN|null')
 _INPUT_VALUE = re.compile(r"input_value=.*?, input_type=", re.DOTALL)
 
 
@@ -102,7 +102,7 @@ def _encode(topic: str, payload: Any, payload_type: Any) -> tuple[bytes, str]:
     if payload_type in (None, Any, Message):
         if isinstance(payload, _BYTES):
             return bytes(payload), OCTET_STREAM
-        return _json_of_anything(topic, payload), JSON
+        return _json_as(topic, payload, type_adapter(Any)), JSON
     if payload_type is bytes:
         if not isinstance(payload, _BYTES):
             raise InvalidMessageError(
@@ -119,18 +119,6 @@ def _adapter(topic: str, payload_type: Any) -> TypeAdapter[Any]:
         raise ConfigurationError(
             f"pydantic cannot handle the payload type of topic {topic!r}: {error.message}"
         ) from error
-
-
-def _json_of_anything(topic: str, payload: Any) -> bytes:
-    if isinstance(payload, BaseModel):
-        return _json_as(topic, payload, type_adapter(type(payload)))
-    try:
-        body = to_json(payload)
-    except (PydanticSerializationError, RecursionError) as error:
-        raise _not_serialisable(topic, error) from None
-    if _has_bare_constant(body):
-        raise _not_finite(topic)
-    return body
 
 
 def _json_as(topic: str, payload: Any, adapter: TypeAdapter[Any]) -> bytes:
@@ -177,24 +165,24 @@ def _not_finite(topic: str) -> InvalidMessageError:
 def _has_bare_constant(body: bytes) -> bool:
     if b"NaN" not in body and b"Infinity" not in body:
         return False
-    return any(not found[0].startswith(b'"') for found in _STRING_OR_CONSTANT.finditer(body))
+    return any(token.startswith((b"N", b"I", b"-")) for token in _TOKEN.findall(body))
 
 
 def _hides_not_finite(body: bytes, value: Any) -> bool:
     """Tell whether a ``null`` in *body* stands for a NaN or an infinity: pydantic's default."""
-    if b"NaN" in body or b"Infinity" in body:
-        return False  # the type gives them another form
+    nones = not_finite = 0
     pending = [value]
     while pending:
         part = pending.pop()
-        if isinstance(part, float):
-            if not math.isfinite(part):
-                return True
+        if part is None:
+            nones += 1
+        elif isinstance(part, float):
+            not_finite += not math.isfinite(part)
         elif isinstance(part, Mapping):
             pending.extend(part.values())
         elif isinstance(part, list | tuple | set | frozenset):
             pending.extend(part)
-    return False
+    return not_finite > 0 and _TOKEN.findall(body).count(b"null") > nones
 
 
 # --- what surrounds it --------------------------------------------------------------------------
