@@ -7,6 +7,7 @@ import logging
 import signal
 import threading
 from importlib.metadata import version
+from queue import SimpleQueue
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
@@ -33,19 +34,19 @@ def run_until_signal() -> None:
     """Wait for SIGTERM or SIGINT. After it both have their default effect again."""
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("run() handles signals: call it on the main thread, or use running()")
-    stop = threading.Event()
-    before: dict[signal.Signals, object] = {}
+    # Not an Event: its set() deadlocks where the signal interrupts its wait() inside its lock.
+    signals: SimpleQueue[int] = SimpleQueue()
+    handled = (signal.SIGTERM, signal.SIGINT)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        log.info("%s: stopping; a second signal ends the process at once",
-                 signal.Signals(number).name)  # fmt: skip
-        for each in before:
+        for each in handled:
             signal.signal(each, signal.SIG_DFL)
-        stop.set()
+        signals.put(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before[number] = signal.signal(number, on_signal)
-    stop.wait()
+    for each in handled:
+        signal.signal(each, on_signal)
+    name = signal.Signals(signals.get()).name
+    log.info("%s: stopping; a second signal ends the process at once", name)
 
 
 class Running:
