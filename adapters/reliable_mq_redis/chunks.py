@@ -16,7 +16,7 @@ MAX_COUNT = 250
 """Messages of one call: under 3 ms of the server's time, in which it serves nobody else."""
 
 MAX_BYTES = 1_000_000
-"""Bytes of one call, or one message. Bounds the memory a call takes on both sides."""
+"""Bytes of one call (but one message at least). Bounds the memory a call takes on both sides."""
 
 MAX_HEADERS = 3900
 """Headers of a message: Lua passes at most 8000 words to a command."""
@@ -44,7 +44,7 @@ class Chunk:
         self.digests.append(digest_of(message))
         place = self.streams.setdefault(partition, len(self.streams) + 1 + _FIXED_KEYS)
         self.words += (place, len(fields), *fields)
-        self.size += len(message.body)
+        self.size += sum(map(len, fields))
 
     @property
     def full(self) -> bool:

@@ -23,7 +23,7 @@ def declare(
     topics: Sequence[TopicSpec],
     groups: Sequence[GroupSpec],
 ) -> None:
-    """Make what is missing. Each topic, and each group, is made whole or not at all."""
+    """Make what is missing. After an error what was made so far stays; a new call goes on."""
     asked = {spec.name: spec for spec in topics}
     for group in groups:
         asked.setdefault(group.topic, known.get(group.topic) or TopicSpec(name=group.topic))

@@ -21,6 +21,12 @@ _CODE = re.compile(
     r"\b(WRONGTYPE|NOGROUP|NOPERM|WRONGPASS|NOAUTH|DENIED|OOM|MISCONF|NOREPLICAS|READONLY|LOADING"
     r"|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|MOVED|ASK|CROSSSLOT)\b"
 )
+_UNCODED = {
+    "user executing the script can't": "NOPERM",
+    "unknown command": "SERVER",
+    "unknown redis command": "SERVER",
+    "db index is out of range": "DATABASE",
+}
 _CLASSES: tuple[tuple[type[Exception], str], ...] = (
     (client.AuthenticationError, "WRONGPASS"),
     (client.AuthorizationError, "WRONGPASS"),
@@ -61,15 +67,14 @@ def code_of_text(text: str) -> str:
     """Return the kind of an error reply."""
     if found := _CODE.search(text):
         return found[1]
-    if "unknown command" in text.lower() or "unknown redis command" in text.lower():
-        return "SERVER"
-    return "DATABASE" if "DB index is out of range" in text else ""
+    return next((code for part, code in _UNCODED.items() if part in text.lower()), "")
 
 
 def _is_bad_certificate(error: BaseException | None) -> bool:
     # redis-py makes a plain ConnectionError of it, and keeps the original only as its context.
     while error is not None:
-        if isinstance(error, ssl.SSLCertVerificationError):
+        # A file that is missing can only be one of the certificates, on a TCP connection.
+        if isinstance(error, ssl.SSLCertVerificationError | FileNotFoundError):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -116,7 +121,10 @@ def outcome_of_text(code: str, text: str) -> Outcome:
 
 
 def text_of(error: BaseException) -> str:
-    """Return what *error* says, short, with its server's code and without secrets."""
-    code = getattr(error, "status_code", None)
-    text = f"{code} {error}" if code else str(error) or type(error).__name__
+    """Return what *error* says, short, with the server's code and without secrets."""
+    text = str(error) or type(error).__name__
+    # The client takes the code off where it has a class for it.
+    code = next((code for class_, code in _CLASSES if isinstance(error, class_)), "")
+    if code and code not in text:
+        text = f"{getattr(error, 'status_code', None) or code} {text}"
     return redact_url(text)[:_MAX_TEXT]

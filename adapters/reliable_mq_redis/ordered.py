@@ -27,7 +27,7 @@ class OrderedSubscription(StreamSubscription):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._leases: dict[str, Leases] = {}
-        self._idle_at: dict[str, str] = {}
+        self._delivered: dict[str, str] = {}
 
     # --- the protocol ---
 
@@ -38,7 +38,7 @@ class OrderedSubscription(StreamSubscription):
                 commands = [self._ack(stream, group) for stream, group in groups]
                 for (stream, _), count in zip(groups, self.call(lane, commands), strict=True):
                     if count < 0:
-                        self.lose(stream)
+                        self._lose_lease(stream)
             self.held.drop(deliveries)
 
     def release(self, deliveries: Sequence[Received]) -> None:
@@ -68,7 +68,11 @@ class OrderedSubscription(StreamSubscription):
     def lose(self, stream: Stream) -> None:
         """Report the loss; the lease is told by whoever knows why."""
         super().lose(stream)
-        self._idle_at.pop(stream.name, None)
+        self._delivered.pop(stream.name, None)
+
+    def _lose_lease(self, stream: Stream) -> None:
+        self._leases[stream.topic].of[stream.partition].lose()
+        self.lose(stream)
 
     def _ack(self, stream: Stream, group: Sequence[Received]) -> Command:
         own, epoch = self._fence(stream)
@@ -125,41 +129,34 @@ class OrderedSubscription(StreamSubscription):
         streams = [stream for stream in self.rotated(lane.streams[topic]) if stream.epoch]
         if not streams:
             return []
-        fences = [self._fence(stream) for stream in streams]
-        pairs = zip(streams, fences, strict=True)
-        command = scripts.FETCH_OWNED.call(
-            [name for stream, (own, _) in pairs for name in (own, stream.name)],
-            self.group,
-            self.me,
-            count,
-            *(
-                word
-                for stream, (_, epoch) in zip(streams, fences, strict=True)
-                for word in (epoch, stream.cursor)
-            ),
-        )
-        (reply,) = self.call(lane, [command])
+        names: list[str] = []
+        words: list[str | int] = [self.group, self.me, count]
+        for stream in streams:
+            own, epoch = self._fence(stream)
+            names += (own, stream.name)
+            words += (epoch, stream.cursor, self._delivered.get(stream.name, ""))
+        (reply,) = self.call(lane, [scripts.FETCH_OWNED.call(names, *words)])
         found = []
         for stream, (still_mine, *read) in zip(streams, reply, strict=True):
             if still_mine:
                 found += self._take(stream, *read)
             else:
-                self._leases[topic].of[stream.partition].lose()
-                self.lose(stream)
+                self._lose_lease(stream)
         return found
 
     def _take(
-        self, stream: Stream, cursor: bytes, again: Any, new: Any, idle_at: bytes
+        self, stream: Stream, cursor: bytes, again: Any, new: Any, last: bytes
     ) -> list[Received]:
         stream.cursor = cursor.decode()
-        self._idle_at[stream.name] = idle_at.decode()
+        if new or last:
+            self._delivered[stream.name] = (new[-1][0] if new else last).decode()
         return self.deliver(stream, again, redelivered=True) + self.deliver(
             stream, new, redelivered=False
         )
 
     def _block(self, lane: Lane, room: int, milliseconds: int) -> list[Received]:
         owned = [stream.name for stream in lane.all_streams() if stream.epoch]
-        places = [self._idle_at.get(name, "") for name in owned]
+        places = [self._delivered.get(name, "") for name in owned]
         if not owned:
             self.idle(lane, milliseconds / 1000)
         elif all(places):

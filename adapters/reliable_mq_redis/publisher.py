@@ -23,7 +23,7 @@ from collections.abc import Sequence
 
 from redis.exceptions import ResponseError
 
-from reliable_mq.adapter import AdapterContext, Outcome, Unknown, Unroutable
+from reliable_mq.adapter import SENT, AdapterContext, Outcome, Unknown, Unroutable
 from reliable_mq.errors import ReliableMQError
 from reliable_mq.message import Message
 from reliable_mq_redis import keys
@@ -173,7 +173,7 @@ class Publisher:
     def _settle(self, send: Send, reply: Reply, lacking: str | None) -> None:
         problem = self._servers.problem(reply)
         if problem is not None:
-            # Only reads come before the first XADD in the script: nothing was added.
+            # Nothing in the script can raise an error once it has added an entry.
             return send.stop(outcome_of(problem))
         status, *rest = reply
         if status == b"ok" and lacking is None:
@@ -182,7 +182,8 @@ class Publisher:
             return send.doubt(Unknown(lacking or rest[0].decode(errors="replace")))
         if status == b"failed":
             text = rest[1].decode(errors="replace")
-            return send.stored_up_to(rest[0], outcome_of_text(code_of_text(text), text))
+            stored = SENT if lacking is None else Unknown(lacking)
+            return send.stored_up_to(rest[0], stored, outcome_of_text(code_of_text(text), text))
         return self._settle_unsent(send, status, rest)
 
     def _settle_unsent(self, send: Send, status: bytes, rest: list[Reply]) -> None:

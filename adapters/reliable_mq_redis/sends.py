@@ -48,10 +48,10 @@ class Send:
         self._note(len(self.chunk.indexes) if self.chunk else 0, SENT)
         self.chunk, self._following = self._following or next(self._chunks, None), None
 
-    def stored_up_to(self, count: int, outcome: Outcome) -> None:
-        """Note that the call ended after *count* messages with the *outcome* of the next one."""
-        self._note(count, SENT)
-        self._note(1, outcome)
+    def stored_up_to(self, count: int, stored: Outcome, failed: Outcome) -> None:
+        """Note that the call ended after *count* messages, and the outcome of the next one."""
+        self._note(count, stored)
+        self._note(1, failed)
         self.stop(FOLLOWS)
 
     def doubt(self, outcome: Outcome) -> None:

@@ -59,10 +59,13 @@ class Servers:
             self._give_back(link)
 
     def give_up(self, link: Link) -> None:
-        """Abort a broken link, and look for the server anew."""
+        """Abort a broken link, drop the idle ones beside it, and look for the server anew."""
         with self._lock:
             self._busy.discard(link)
+            idle = self._idle.pop(link.address, [])
         link.abort()
+        for one in idle:
+            one.close()
         self.locator.failed(link.address)
 
     def call(self, topic: str, commands: Sequence[Command], doing: str) -> list[Reply]:
@@ -105,10 +108,11 @@ class Servers:
             link.interrupt()
 
     def _take(self, address: Address, deadline: float) -> Link:
-        while link := self._idle_link(address):
-            if link.quiet():
-                return link
-            self.give_up(link)
+        idle = self._idle_link(address)
+        if idle is not None:
+            if idle.quiet():
+                return idle
+            self.give_up(idle)
         link = self.dial(address, deadline)
         with self._lock:
             if not self._closed:

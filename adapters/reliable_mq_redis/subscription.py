@@ -22,7 +22,7 @@ from reliable_mq_redis.servers import Servers
 from reliable_mq_redis.tidy import Tidier
 
 SLICE = 0.2
-"""Seconds of one wait: what does not wake it (a release by another member) is seen after it."""
+"""Seconds of one wait at most: what does not end it (a release elsewhere) is seen after it."""
 
 CLOSING = 2.0
 """Seconds that close() takes at most."""
@@ -85,6 +85,7 @@ class StreamSubscription(Subscription, ABC):
             for share in servers.locator.share(list(dict.fromkeys(topics)))
         ]
         self._lost: list[Lost] = []
+        self._slice = min(SLICE, context.lease / 4)
         self._turn = 0
         self._closed = False
 
@@ -114,7 +115,9 @@ class StreamSubscription(Subscription, ABC):
         for lane in self._lanes:
             if lane.link is not None:
                 self._leave(lane, lane.link, deadline)
-        self.held = Held()
+        for stream in (one for lane in self._lanes for one in lane.all_streams()):
+            self.lose(stream)
+        self._lost.clear()
 
     # --- what the kinds differ in ---
 
@@ -180,7 +183,7 @@ class StreamSubscription(Subscription, ABC):
         room = self._room(limit)
         shared = len(self._lanes) > 1
         for lane in self._lanes:
-            left = min(deadline - time.monotonic(), _SHARED_SLICE if shared else SLICE)
+            left = min(deadline - time.monotonic(), _SHARED_SLICE if shared else self._slice)
             if left <= 0:
                 break
             milliseconds = max(1, int(left * 1000))

@@ -122,7 +122,7 @@ class UnorderedSubscription(StreamSubscription):
     def _block(self, lane: Lane, room: int, milliseconds: int) -> list[Received]:
         # COUNT is for each stream, so as many streams as there is room for.
         streams = {stream.name: stream for stream in self.rotated(lane.all_streams())[:room]}
-        count = max(1, room // len(streams))
+        count = max(1, self._appetite.count(room) // len(streams))
         words: list[str | int] = ["XREADGROUP", "GROUP", self.group, self.me, "COUNT", count]
         words += ["BLOCK", milliseconds, "STREAMS", *streams, *(">" for _ in streams)]
         (reply,) = self.call(lane, [tuple(words)], blocking=milliseconds / 1000)

@@ -6,7 +6,7 @@
 --       its stream among KEYS, number of words, and the words (field, value, ...).
 -- Returns {'missing'}, {'partitions', actual} or {'stale', floor} where nothing was added;
 --       {'ok'}; {'failed', added, error} where message added + 1 could not be added;
---       {'late', error} where all were added and the book-keeping after it failed.
+--       {'late', error} where some or all were added and the guard does not know of it.
 
 local partitions = redis.call('HGET', KEYS[1], 'partitions')
 if not partitions then return {'missing'} end
@@ -18,28 +18,33 @@ if generation < floor then return {'stale', floor} end
 
 -- The guard: one set for the window that runs, one for the window before. A set lives until two
 -- windows after its own; what has a window or less to live is of the same parity but outdated.
+-- It is written to before the first entry is added: what is forbidden, or has no memory left, has
+-- to fail while nothing is stored. (The time of its end is also what WAIT waits for where all
+-- messages are known: replicas that have this write have the entries, too.)
 local window, n = tonumber(ARGV[3]), tonumber(ARGV[4])
-local known_now, known_before, current, dies, outdated = {}, {}, nil, nil, false
+local known_now, known_before, current = {}, {}, nil
 if window > 0 then
   local time = redis.call('TIME')
   local number = math.floor((time[1] * 1000 + math.floor(time[2] / 1000)) / window)
   current = KEYS[3 + number % 2]
-  dies = string.format('%.0f', (number + 3) * window)
-  local life = redis.call('PTTL', current)
-  outdated = life >= 0 and life <= window
   known_before = redis.call('SMISMEMBER', KEYS[4 - number % 2], unpack(ARGV, 5, 4 + n))
-  if not outdated then
-    known_now = redis.call('SMISMEMBER', current, unpack(ARGV, 5, 4 + n))
+  local life = redis.call('PTTL', current)
+  redis.call('SADD', current, '')
+  if life >= 0 and life <= window then
+    redis.call('UNLINK', current)
+    redis.call('SADD', current, '')
   end
+  redis.call('PEXPIREAT', current, string.format('%.0f', (number + 3) * window))
+  known_now = redis.call('SMISMEMBER', current, unpack(ARGV, 5, 4 + n))
 end
+if generation > floor then redis.call('SET', KEYS[2], generation, 'PX', 3600000) end
 
-local added, in_this_call, at, failure = {}, {}, 5 + n, nil
-local done = 0
+local added, in_this_call, at, done, failure = {}, {}, 5 + n, 0, nil
 for i = 1, n do
   local digest, last = ARGV[4 + i], at + 1 + tonumber(ARGV[at + 1])
-  local guarded = window > 0
+  local known = window > 0
     and (known_now[i] == 1 or known_before[i] == 1 or in_this_call[digest])
-  if not guarded then
+  if not known then
     local reply = redis.pcall('XADD', KEYS[tonumber(ARGV[at])], '*', unpack(ARGV, at + 2, last))
     if type(reply) == 'table' and reply.err then
       failure = reply.err
@@ -51,23 +56,9 @@ for i = 1, n do
   done, at = i, last + 1
 end
 
-local function remember()
-  if window > 0 and #added > 0 then
-    if outdated then redis.call('UNLINK', current) end
-    redis.call('SADD', current, unpack(added))
-    redis.call('PEXPIREAT', current, dies)
-  end
-  -- Where all were known this is the write that WAIT can wait for: replicas that have it have
-  -- the entries, too.
-  if generation > floor or (#added == 0 and not failure) then
-    redis.call('SET', KEYS[2], generation, 'PX', 3600000)
-  end
-end
-
--- Before the first write nothing may be written: it would switch the check of memory off.
-if not (failure and #added == 0) then
-  local fine, problem = pcall(remember)
-  if not fine then return {'late', type(problem) == 'table' and problem.err or problem} end
+if window > 0 and #added > 0 then
+  local reply = redis.pcall('SADD', current, unpack(added))
+  if type(reply) == 'table' and reply.err then return {'late', reply.err} end
 end
 if failure then return {'failed', done, failure} end
 return {'ok'}

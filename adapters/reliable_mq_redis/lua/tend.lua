@@ -14,6 +14,8 @@ local n = #KEYS - 1
 
 redis.call('ZADD', KEYS[1], until_, me)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+-- Left from before the clock was set back. A living member is back with its next beat.
+redis.call('ZREMRANGEBYSCORE', KEYS[1], now + 10 * lease, '+inf')
 local share = math.ceil(n / redis.call('ZCARD', KEYS[1]))
 
 local mine, answer, free = 0, {}, {}

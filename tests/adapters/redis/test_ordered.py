@@ -138,15 +138,16 @@ def test_what_is_handed_over_is_taken_long_before_its_lease_ends(
 def test_a_silent_owner_is_replaced_after_one_lease_and_not_before(
     adapter: RedisAdapter, open_one: Open, declare: Declare, subscribe: Subscribe
 ) -> None:
-    topic = declare(ordered=True)
+    topic, lease = declare(ordered=True), 3 * SHORT
     adapter.publish(numbered(topic, [0]), 5.0)
-    silent = subscribe(topic, ordered=True, adapter=open_one(lease=2 * SHORT))
+    silent = subscribe(topic, ordered=True, adapter=open_one(lease=lease))
+    heir = subscribe(topic, ordered=True, adapter=open_one(lease=lease))
     receive(silent, 1)
-    heir = subscribe(topic, ordered=True, adapter=open_one(lease=2 * SHORT))
-    early = Deadline(1.2 * SHORT)
+    early, late = Deadline(0.8 * lease), Deadline(1.8 * lease)
     while not early.passed:
         assert not heir.receive(10, 0.1).deliveries
     assert numbers_of(receive(heir, 1, seconds=10)) == [0]
+    assert not late.passed
     assert silent.receive(10, 0.1).lost
 
 

@@ -20,7 +20,7 @@ from reliable_mq_redis import chunks
 from reliable_mq_redis.adapter import RedisAdapter
 from tests.adapters.redis.conftest import Declare, Open
 from tests.adapters.redis.proxy import Proxy
-from tests.brokers import Redis
+from tests.brokers import Redis, Server
 from tests.conftest import OwnServer
 
 Length = Callable[[str], int]
@@ -91,6 +91,25 @@ def test_the_same_id_with_another_body_is_stored_so_that_the_conflict_shows(
     assert adapter.publish([first, second, first], 5.0) == [SENT] * 3
     assert adapter.publish([second], 5.0) == [SENT]
     assert bodies(raw, topic) == [b"one", b"two"]
+
+
+def test_the_guard_remembers_for_a_whole_window_at_least(
+    open_one: Open, declare: Declare, length: Length, raw: Any
+) -> None:
+    topic = declare()
+    adapter = open_one(query="guard=2")
+    sent = message(topic)
+
+    def window() -> float:
+        seconds, microseconds = map(int, raw.time())
+        return (seconds + microseconds / 1e6) / 2
+
+    wait_for(lambda: window() % 1 > 0.6, "the end of a window")
+    adapter.publish([sent], 5.0)
+    first = int(window())
+    wait_for(lambda: int(window()) > first, "the next window")
+    assert adapter.publish([sent], 5.0) == [SENT]
+    assert length(topic) == 1
 
 
 def test_the_guard_forgets_after_its_windows(
@@ -209,6 +228,26 @@ def test_a_full_server_stores_nothing_and_takes_the_messages_later(
         assert raw.xlen("{t}:0") == 0
         raw.config_set("maxmemory", "0")
         assert adapter.publish(batch, 5.0) == [SENT] * 5
+
+
+def test_a_user_who_may_not_keep_the_guard_stores_nothing_rather_than_copies(
+    alone: Redis, open_one: Open
+) -> None:
+    open_one(alone.url).declare([TopicSpec(name="t", partitions=1)], [])
+    for forbidden in ("sadd", "pexpireat", "smismember"):
+        with redis.Redis.from_url(alone.url) as raw:
+            raw.acl_setuser(
+                "app",
+                enabled=True,
+                reset=True,
+                passwords=["+pw"],
+                keys=["*"],
+                commands=["+@all", f"-{forbidden}"],
+            )
+            adapter = open_one(f"redis://app:pw@127.0.0.1:{alone.port()}/0")
+            (outcome,) = adapter.publish([message("t")], 5.0)
+            assert isinstance(outcome, Unroutable)
+            assert raw.xlen("{t}:0") == 0
 
 
 def test_a_read_only_server_is_unknown_and_looked_for_again(alone: Redis, open_one: Open) -> None:
@@ -336,12 +375,30 @@ def test_with_wait_a_publish_is_sent_once_the_replicas_have_it(
 
 
 def test_wait_aof_on_a_server_without_it_is_said_at_declare(alone: Redis, open_one: Open) -> None:
-    with redis.Redis.from_url(alone.url) as raw:
-        version = tuple(map(int, raw.info("server")["redis_version"].split(".")))
-    if version >= (7, 2):
+    if has_waitaof(alone):
         pytest.skip("this server has WAITAOF")
     with pytest.raises(ConfigurationError, match="wait_aof"):
         open_one(alone.url, query="wait_aof=1").declare([TopicSpec(name="t")], [])
+
+
+def test_with_wait_aof_a_publish_is_sent_once_it_is_on_disk(
+    own_server: OwnServer, open_one: Open
+) -> None:
+    server = own_server("redis", {"appendfsync": "everysec"})
+    if not has_waitaof(server):
+        pytest.skip("this server has no WAITAOF")
+    adapter = open_one(server.url, query="wait_aof=1&wait_timeout=5")
+    adapter.declare([TopicSpec(name="t", partitions=1)], [])
+    assert adapter.publish(numbered("t", range(300)), 30.0) == [SENT] * 300
+    with redis.Redis.from_url(server.url) as raw:
+        raw.config_set("appendonly", "no")
+    (outcome,) = adapter.publish(numbered("t", [300]), 30.0)
+    assert isinstance(outcome, Unknown)
+
+
+def has_waitaof(server: Server) -> bool:
+    with redis.Redis.from_url(server.url) as raw:
+        return tuple(map(int, raw.info("server")["redis_version"].split("."))) >= (7, 2)
 
 
 # --- threads ----------------------------------------------------------------------------------

@@ -152,6 +152,24 @@ def test_a_loss_noticed_while_renewing_is_reported_and_the_rest_comes_again(
     assert adapter.lag(topic, "billing") == 3
 
 
+def test_what_another_took_over_is_neither_settled_nor_handed_back(
+    adapter: RedisAdapter, declare: Declare, subscribe: Subscribe, raw: Any
+) -> None:
+    topic = declare()
+    adapter.publish(numbered(topic, range(4)), 5.0)
+    holder = subscribe(topic)
+    taken = receive(holder, 4)
+    stolen = [taken[1].receipt, taken[3].receipt]
+    raw.xclaim(f"{{{topic}}}:0", "billing", "thief", 0, stolen)
+    holder.ack(taken[:2])
+    holder.release(taken[2:])
+    assert {entry_id: consumer for entry_id, (consumer, _) in pending(raw, topic).items()} == {
+        taken[1].receipt: b"thief",
+        taken[2].receipt: b"rmq-released",
+        taken[3].receipt: b"thief",
+    }
+
+
 # --- handing back ------------------------------------------------------------------------------
 
 
