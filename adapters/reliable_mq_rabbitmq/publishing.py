@@ -49,8 +49,6 @@ class PublishingConnection(Connection):
         Until these are closed :meth:`wait_until_clear` waits: the broker may still store what
         is on its way to it.
         """
-        for run in runs:
-            run.halted = True
         with self._changed:
             self._abandoned.update(run for run in runs if not run.over)
         self.submit(lambda: self._close_carriers(runs))

@@ -75,12 +75,10 @@ class Run:
         self.finished: Callable[[], None] = _nobody_waits
         """Called when all outcomes are known; set by whoever sends the run."""
         self.over = False
-        self.halted = False
-        """Set by the caller's thread when its time is up: nothing more is sent."""
 
     def pump(self, carrier: Carrier) -> None:
         """Send what the window allows; finish when there is nothing left."""
-        if not self.halted and not carrier.blocked:
+        if not carrier.blocked:
             batch = self._next_batch(carrier.properties_max)
             if batch:
                 self._pending.update(zip(carrier.write(batch), batch, strict=True))

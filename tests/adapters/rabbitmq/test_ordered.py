@@ -60,6 +60,19 @@ def test_however_an_owner_ends_the_next_one_starts_at_its_first_unacknowledged(
     assert heir.step() == []
 
 
+def test_acks_behind_a_gap_leave_no_gap_for_the_next_owner(
+    adapter: Adapter, declare: Declare, reader: Read
+) -> None:
+    topic = declare(ordered=True)
+    assert adapter.publish(numbered(topic, range(20)), 20.0) == [SENT] * 20
+    owner = reader(ordered=True)
+    held = owner.take(20)
+    owner.ack(held[:5] + held[7:12])
+    assert adapter.lag(topic, GROUP) == 15
+    owner.close()
+    assert numbers_of(reader(ordered=True).take(15)) == list(range(5, 20))
+
+
 def test_three_members_own_a_fair_share_each_and_the_order_survives_the_balancing(
     adapter: Adapter, opened: Opened, declare: Declare, reader: Read
 ) -> None:

@@ -250,6 +250,24 @@ def test_nothing_of_a_call_whose_time_was_up_is_stored_after_a_later_call(
     assert arrived == sorted(arrived)
 
 
+def test_while_an_earlier_call_is_being_given_up_nothing_is_sent(
+    own_server: OwnServer, opened: Opened
+) -> None:
+    server = own_server("rabbitmq")
+    adapter = opened(server.url)
+    adapter.declare([TopicSpec(name="orders", catch_all=True)], [])
+    assert adapter.publish(numbered("orders", [0]), TIMEOUT) == [SENT]
+    server.pause()
+    (first,) = adapter.publish(numbered("orders", [1]), 0.3)
+    (second,) = adapter.publish(numbered("orders", [2]), 0.3)
+    server.resume()
+    assert isinstance(first, Unknown)
+    assert "not confirm" in first.cause
+    assert isinstance(second, Unknown)
+    assert "not sent" in second.cause
+    wait_for(lambda: adapter.publish(numbered("orders", [3]), 5.0) == [SENT], "a confirm")
+
+
 @pytest.mark.chaos
 def test_while_an_alarm_blocks_us_nothing_is_sent_and_afterwards_everything_is(
     own_server: OwnServer, opened: Opened

@@ -8,7 +8,7 @@ import pika
 import pytest
 
 from reliable_mq import wire
-from reliable_mq.adapter import SENT, Adapter, Received
+from reliable_mq.adapter import SENT, Adapter, GroupSpec, Received, TopicSpec
 from reliable_mq.errors import ReliableMQError, TransportError
 from reliable_mq.testing.contract.messages import LIMITS, numbered, numbers_of
 from reliable_mq.testing.contract.readers import Reader
@@ -21,6 +21,7 @@ from tests.adapters.rabbitmq.foreign import (
     long_string,
     publish,
 )
+from tests.conftest import OwnServer
 
 Declare = Callable[..., str]
 Read = Callable[..., Reader]
@@ -269,6 +270,24 @@ def test_flush_of_acks_whose_channel_was_closed_says_that_they_may_be_lost(
     break_channel(held[0])
     with pytest.raises(TransportError):
         consumer.subscription.flush()
+
+
+@pytest.mark.chaos
+def test_flushed_acks_survive_the_kill_of_the_broker(own_server: OwnServer, opened: Opened) -> None:
+    server = own_server("rabbitmq")
+    adapter = opened(server.url)
+    adapter.declare([TopicSpec(name="orders")], [GroupSpec(topic="orders", group=GROUP)])
+    assert adapter.publish(numbered("orders", range(100)), 20.0) == [SENT] * 100
+    consumer = Reader(adapter.subscribe(["orders"], GROUP, prefetch=500, ordered=False))
+    held = consumer.take(100)
+    consumer.ack(held[:60])
+    consumer.subscription.flush()
+    server.kill()
+    consumer.close()
+    server.restart()
+    again = Reader(adapter.subscribe(["orders"], GROUP, prefetch=500, ordered=False))
+    assert sorted(numbers_of(again.take(40, through_outage=True))) == list(range(60, 100))
+    again.assert_nothing_more()
 
 
 def test_an_ack_sent_one_by_one_behind_a_gap_leaves_only_the_gap(

@@ -178,17 +178,6 @@ def test_a_lost_connection_leaves_everything_unknown() -> None:
         assert case.finished == 1
 
 
-def test_after_the_callers_time_nothing_more_is_sent() -> None:
-    case = Case(None, None)
-    case.pump()
-    case.run.halted = True
-    case.confirm(1)
-    assert case.channel.written == [[0]]
-    assert case.finished == 0
-    case.run.fail(StreamLostError("closed"))
-    assert case.finished == 1
-
-
 def test_a_blocked_connection_is_sent_nothing_until_it_is_unblocked() -> None:
     case = Case(None)
     case.channel.blocked = True
