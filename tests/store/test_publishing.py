@@ -114,7 +114,8 @@ def test_a_payload_is_encoded_at_once():
     payload = {"n": 1}
     message = build(payload)
     payload["n"] = 2
-    assert message.decode(Any) == {"n": 1}
+    decoded: Any = message.decode(Any)
+    assert decoded == {"n": 1}
 
 
 @pytest.mark.parametrize(
