@@ -65,7 +65,7 @@ def test_a_pause_is_due_after_a_stretch_of_back_to_back_turns_and_only_then(monk
     step = STRETCH * 0.3
     assert [turn(step) for _ in range(5)] == pytest.approx([0, 0, 0, 0, PAUSE])
     assert [turn(step) for _ in range(5)] == pytest.approx([0, 0, 0, PAUSE, 0])
-    clock[0] += PAUSE
+    clock[0] += 2 * PAUSE
     assert [turn(step) for _ in range(4)] == [0, 0, 0, 0]
 
 
