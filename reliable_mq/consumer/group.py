@@ -96,6 +96,14 @@ class GroupConsumer:
             self._store_down or self._broker_down or self.paused
         )
 
+    def store_answered(self) -> None:
+        """Take messages in again if nothing is held that would find out by itself.
+
+        What failed because of the store may be gone: lost to another member, or done elsewhere.
+        """
+        if not self.scheduler.held_count:
+            self._store_down = False
+
     # --- workers --------------------------------------------------------------------------------
 
     def _work(self, work: Work) -> None:
@@ -141,9 +149,9 @@ class GroupConsumer:
             result = self.processor.process_waiting(following)
             if result in _WAITS:
                 self.on_waiting()
-            if isinstance(result, Again):
-                self._store_down = result.store_down
-                return
+            self._store_down = isinstance(result, Again) and result.store_down
+            if isinstance(result, Again) or result is Ended.STALE:
+                return  # somebody else has the row, or nobody can: the loop looks again
             following = self.processor.next_of_key(following)
 
     # --- intake ---------------------------------------------------------------------------------

@@ -150,6 +150,7 @@ class RetryLoop:
         ordered = group.consumer.spec.ordered
         with self._store.engine.connect() as connection:
             group.waiting = self._retries.count(connection, group.group, group.topic)
+            group.consumer.store_answered()
             group.consumer.paused = group.waiting >= self._settings.consumer.max_waiting_retries
             if not group.waiting:
                 group.next_due = None
