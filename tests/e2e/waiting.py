@@ -1,0 +1,26 @@
+"""Waiting for what must come, never for a length of time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+DEADLINE = 60.0
+_PAUSE = 0.02
+
+
+def until(condition: Callable[[], T], what: object = "", *, seconds: float = DEADLINE) -> T:
+    """Return the first true value of *condition*; ``AssertionError`` where it does not come.
+
+    *what*, or what it returns, is shown then.
+    """
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            shown = what() if callable(what) else what
+            raise AssertionError(f"not within {seconds:g} s: {shown or 'the condition'}")
+        time.sleep(_PAUSE)
+    return found
