@@ -49,15 +49,19 @@ _NEVER = threading.Event()
 
 
 class RelayCounts(NamedTuple):
-    """What one round did."""
+    """What one round did; ``later`` messages were tried and have to be tried again."""
 
     sent: int = 0
     held: int = 0
+    later: int = 0
 
     @property
     def moved(self) -> bool:
         """Tell whether any row left the outbox."""
         return self.sent > 0 or self.held > 0
+
+
+_NOTHING = RelayCounts()
 
 
 class Relay:
@@ -196,7 +200,7 @@ class Relay:
         self._failures = 0
         if self._outages:
             stop.wait(_pause_after(self._outages))
-        elif not counts.moved:
+        elif counts == _NOTHING:
             self._rest(stop, cost=self._clock.monotonic() - started)
 
     def _rest(self, stop: threading.Event, *, cost: float) -> None:
@@ -241,15 +245,17 @@ class Relay:
         slots = [int(name) for name in self._leases.held]
         rows = self._reader.read(slots, self._waiting.excluded())
         stopped: set[RowKey] = set()
+        later = 0
         for first in range(0, len(rows), self._batch_size):
             if stop.is_set() or not self._may_publish():
                 break
             verdict = self._send(rows[first : first + self._batch_size], stopped)
+            later += len(verdict.later)
             self._settler.begin(verdict)
             if verdict.outage is not None:
                 break
         self._settler.finish()
-        return RelayCounts(self._settler.sent - before[0], self._settler.held - before[1])
+        return RelayCounts(self._settler.sent - before[0], self._settler.held - before[1], later)
 
     def _send(self, batch: Sequence[Outgoing], stopped: set[RowKey]) -> Verdict:
         """Publish *batch* but for what waits, and for keys *stopped*, earlier in this read too."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -115,8 +115,8 @@ def message(
 
 def put(store: Store, connection: Connection, *messages: Message) -> None:
     """Insert now, in the caller's transaction: the numbers are drawn here."""
-    for one in messages:
-        row: dict[str, Any] = {
+    rows: list[dict[str, Any]] = [
+        {
             "slot": slot_of(one.key, one.id, OUTBOX_SLOTS),
             "message_id": one.id,
             "topic": one.topic,
@@ -125,9 +125,10 @@ def put(store: Store, connection: Connection, *messages: Message) -> None:
             "headers": pack_headers(one.headers),
             "content_type": one.content_type,
             "message_time": to_micros(one.time),
-            "created_at": store.now(),
         }
-        connection.execute(insert(store.tables.outbox).values(**row))
+        for one in messages
+    ]
+    connection.execute(insert(store.tables.outbox).values(created_at=store.now()), rows)
 
 
 def commit(store: Store, *messages: Message) -> None:
@@ -240,7 +241,7 @@ class Running:
 
 
 @contextmanager
-def running(*relays: Relay) -> Iterable[list[Running]]:  # type: ignore[misc]
+def running(*relays: Relay) -> Iterator[list[Running]]:
     started = [Running(relay).start() for relay in relays]
     try:
         yield started

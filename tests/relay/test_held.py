@@ -137,7 +137,7 @@ def test_a_follower_never_overtakes_while_an_operator_retries(server_store, brok
         number = hold_first(store, broker, f"{n}a", f"{n}b")
         with running(relay):
             assert desk.retry(number)
-            broker.wait_for(lambda n=n: f"{n}b" in broker.log, "not sent")  # type: ignore[misc]
+            broker.wait_for(lambda n=n: f"{n}b" in broker.log, "not sent")
         assert broker.log[-2:] == [f"{n}a", f"{n}b"]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from sqlalchemy import event
 
-from reliable_mq.adapter import Outcome
 from tests.relay.support import (
     REFUSED,
     UNKNOWN,
@@ -72,13 +71,13 @@ def test_keys_that_a_batch_did_not_send_are_left_out_of_the_next_one(store, brok
 def test_the_next_batch_is_published_only_when_every_outcome_of_the_one_before_is_known(
     store, broker
 ):
-    under_way = []
-    most = []
+    under_way: list[object] = []
+    most: list[int] = []
 
     class Watching:
         name = broker.name
 
-        def publish(self, messages, timeout) -> list[Outcome]:
+        def publish(self, messages, timeout):
             under_way.append(messages)
             most.append(len(under_way))
             try:

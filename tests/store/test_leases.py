@@ -100,11 +100,9 @@ def test_nothing_is_held_before_the_first_renewal(timed, hands):
 def test_a_second_candidate_gets_its_half_from_the_first(timed, hands):
     one, two = lease_set(timed, "one", hands), lease_set(timed, "two", hands)
     one.renew()
-    assert two.renew().epochs == {}
-    assert two.wanting
+    assert (two.renew().epochs, two.wanting) == ({}, True)
     assert len(one.renew().lost) == 4
-    assert len(two.renew().gained) == 4
-    assert not two.wanting
+    assert (len(two.renew().gained), two.wanting) == (4, False)
     assert set(one.held) | set(two.held) == set(NAMES)
 
 
@@ -283,7 +281,7 @@ def test_rows_that_are_missing_come_with_ensure_or_with_the_first_renewal(timed,
 
 
 def test_each_move_is_an_event(timed, hands):
-    events, moves = Events(), []
+    events, moves = Events(), list[LeaseMoved]()
     events.subscribe(LeaseMoved, moves.append)
     one = lease_set(timed, "one", hands, names=("x",), events=events)
     one.renew()
