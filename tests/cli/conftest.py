@@ -17,7 +17,7 @@ from reliable_mq import ReliableMQ, Settings
 COMMAND = Path(sysconfig.get_path("scripts")) / "reliable-mq"
 PATIENCE = 60.0
 
-SHOP = '''
+SHOP = """
 import os
 import time
 from pathlib import Path
@@ -44,7 +44,7 @@ def charge(order: str) -> None:
             time.sleep(0.01)
     with Path("charged").open("a") as file:
         file.write(order + "\\n")
-'''
+"""
 
 
 def until(condition: Callable[[], object], what: str) -> None:
@@ -100,7 +100,9 @@ class Cli:
         }
         self._processes: list[Process] = []
 
-    def __call__(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    def __call__(
+        self, *arguments: str, stdin: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
         return self.execute(COMMAND, *arguments, stdin=stdin)
 
     def execute(
