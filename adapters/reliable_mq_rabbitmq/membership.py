@@ -8,14 +8,18 @@ the next member in line. Nothing but the balance depends on that queue.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from pika import exceptions
 
+from reliable_mq_rabbitmq import errors
 from reliable_mq_rabbitmq.topology import Layout, members_arguments, members_queue
 
 if TYPE_CHECKING:
     from reliable_mq_rabbitmq.consuming import ConsumingConnection
+
+log = logging.getLogger("reliable_mq")
 
 _EXPIRES = 60.0
 _PERIOD = 1.0
@@ -31,6 +35,7 @@ class Membership:
         self._queue = members_queue(layout.topic, connection.plan.group)
         self._queues = layout.queues(connection.plan.group)
         self._channel: Any = None
+        self._warned = False
 
     def join(self) -> None:
         """Become a member and keep the balance until the connection ends."""
@@ -59,6 +64,7 @@ class Membership:
         )
 
     def _on_joined(self, _: Any) -> None:
+        self._warned = False
         self._connection.later(_PERIOD, self._count)
 
     def _count(self) -> None:
@@ -77,9 +83,20 @@ class Membership:
             # What is unacknowledged is delivered again to the next owner: take the cheapest.
             min(active, key=lambda consumer: len(consumer.tags)).let_go()
 
-    def _on_close(self, _: Any, __: BaseException) -> None:
-        if self._connection.opened().is_open:
-            self._connection.later(_RETRY_DELAY, self.join)
+    def _on_close(self, _: Any, reason: BaseException) -> None:
+        if not self._connection.opened().is_open:
+            return
+        if not self._warned:
+            log.warning(
+                "RabbitMQ: the members of group %s on topic %s cannot be counted, so their shares "
+                "are not balanced (tried again every %g s): %s",
+                self._connection.plan.group,
+                self._layout.topic,
+                _RETRY_DELAY,
+                errors.describe(reason),
+            )
+            self._warned = True
+        self._connection.later(_RETRY_DELAY, self.join)
 
 
 def _ignore(*_: Any) -> None:
