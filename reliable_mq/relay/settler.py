@@ -58,9 +58,12 @@ class Settler:
                 self._executor = None
 
     def begin(self, verdict: Verdict) -> None:
-        """Write *verdict*, maybe while the caller goes on. Raises what the one before raised."""
-        self.finish()
+        """Write *verdict*, maybe while the caller goes on. Raises what the one before raised.
+
+        Whatever is raised, *verdict* is kept.
+        """
         self._unsettled.append(verdict)
+        self.finish()
         if self._executor is None:
             self._write_all()
         else:
