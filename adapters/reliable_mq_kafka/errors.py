@@ -1,0 +1,134 @@
+"""What librdkafka and the brokers report, told once in the library's own words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from confluent_kafka import KafkaError, KafkaException
+
+from reliable_mq.adapter import Outcome, Refused, Unknown, Unroutable
+from reliable_mq.errors import ConfigurationError, ReliableMQError, TransportError
+from reliable_mq.redaction import redact_url
+
+_MAX_TEXT = 300
+
+_ACCESS = (
+    "let the user DESCRIBE, READ and WRITE its topics, READ and DESCRIBE its groups, and CREATE "
+    "what declare() is to make"
+)
+_REMEDIES: Mapping[int, str] = {
+    KafkaError._AUTHENTICATION: "check the user, the password and the mechanism of broker_url",
+    KafkaError.SASL_AUTHENTICATION_FAILED: "check the user and the password of broker_url",
+    KafkaError.UNSUPPORTED_SASL_MECHANISM: "check the option mechanism of broker_url",
+    KafkaError.ILLEGAL_SASL_STATE: "check whether the brokers want a user: user:password@",
+    KafkaError.SECURITY_DISABLED: "the brokers have no access control switched on",
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: _ACCESS,
+    KafkaError.GROUP_AUTHORIZATION_FAILED: _ACCESS,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: _ACCESS,
+    KafkaError.UNKNOWN_TOPIC_OR_PART: "call declare()",
+    KafkaError._UNKNOWN_TOPIC: "call declare()",
+    KafkaError._UNKNOWN_PARTITION: "call declare()",
+    KafkaError.TOPIC_EXCEPTION: "the brokers do not accept this name",
+    KafkaError.INVALID_PARTITIONS: "change partitions",
+    KafkaError.INVALID_REPLICATION_FACTOR: "change replication_factor, or add brokers",
+    KafkaError.INVALID_CONFIG: "change the topic's options",
+    KafkaError.POLICY_VIOLATION: "the cluster's policy forbids it",
+    KafkaError.INCONSISTENT_GROUP_PROTOCOL: "other members of this group share partitions in "
+    "another way: stop them, or use another group",
+    KafkaError.INVALID_SESSION_TIMEOUT: "change the option session_timeout of broker_url to "
+    "within the brokers' group.min/max.session.timeout.ms",
+    KafkaError.GROUP_MAX_SIZE_REACHED: "the group has as many members as the brokers allow",
+    KafkaError.UNSUPPORTED_VERSION: "these brokers are too old: Kafka 2.4 or later is needed",
+    KafkaError._UNSUPPORTED_FEATURE: "these brokers are too old: Kafka 2.4 or later is needed",
+    KafkaError._INVALID_ARG: "change client_options or the options of broker_url",
+}
+"""What a person can do about the errors that do not go away by themselves."""
+
+CREDENTIALS = frozenset(
+    {
+        KafkaError._AUTHENTICATION,
+        KafkaError.SASL_AUTHENTICATION_FAILED,
+        KafkaError.UNSUPPORTED_SASL_MECHANISM,
+        KafkaError.ILLEGAL_SASL_STATE,
+    }
+)
+_BAD_CERTIFICATE = "certificate verify failed"
+
+MISSING = frozenset(
+    {
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._UNKNOWN_TOPIC,
+        KafkaError._UNKNOWN_PARTITION,
+    }
+)
+"""The topic does not exist."""
+
+ROUTE = MISSING | {
+    KafkaError.TOPIC_EXCEPTION,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+}
+"""Nothing of the topic was stored, and somebody must change something first."""
+
+UNFIT = frozenset(
+    {
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.RECORD_LIST_TOO_LARGE,
+        KafkaError.INVALID_MSG_SIZE,
+        KafkaError.INVALID_RECORD,
+        KafkaError._INVALID_DIFFERENT_RECORD,
+        KafkaError.INVALID_TIMESTAMP,
+    }
+)
+"""The brokers refuse a whole request for these, though one message of it may be the reason."""
+
+
+def error_of(error: KafkaException) -> KafkaError:
+    """Return the error that the exception carries."""
+    found = error.args[0] if error.args else None
+    return found if isinstance(found, KafkaError) else KafkaError(KafkaError._FAIL, str(error))
+
+
+def text_of(error: KafkaError) -> str:
+    """Return what *error* says, short, with its code and without secrets."""
+    return redact_url(f"{error.str()} ({error.name()})")[:_MAX_TEXT]
+
+
+def is_refusal(error: KafkaError) -> bool:
+    """Tell whether the connection was refused for a reason that only a person can mend."""
+    return error.code() in CREDENTIALS or is_bad_certificate(error)
+
+
+def is_bad_certificate(error: KafkaError) -> bool:
+    """Tell whether the server's certificate is not to be trusted."""
+    return error.code() == KafkaError._SSL and _BAD_CERTIFICATE in error.str()
+
+
+def translate(error: KafkaError, doing: str) -> ReliableMQError:
+    """Return the library's error for *error*: retryable, unless only a person can mend it."""
+    remedy = _REMEDIES.get(error.code())
+    if is_bad_certificate(error):
+        remedy = "check the servers' certificate, their host names and the option ca of broker_url"
+    if remedy is None:
+        return TransportError(f"{doing}: {text_of(error)}")
+    return ConfigurationError(f"{doing}: {text_of(error)}; {remedy}")
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Raise whatever the client raises in the block as an error of the library, chained."""
+    try:
+        yield
+    except KafkaException as error:
+        raise translate(error_of(error), doing) from error
+
+
+def outcome_of(error: KafkaError, topic: str) -> Outcome:
+    """Return what became of a message of *topic* by itself that ended with *error*."""
+    code = error.code()
+    if code in ROUTE:
+        return Unroutable(f"topic {topic!r}: {text_of(error)}; {_REMEDIES[code]}")
+    if code in UNFIT:
+        return Refused(f"topic {topic!r}: {text_of(error)}; see its max.message.bytes")
+    return Unknown(text_of(error))

@@ -1,0 +1,126 @@
+"""What groups have committed, asked without joining them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from reliable_mq.errors import TransportError
+from reliable_mq_kafka.config import Clients
+from reliable_mq_kafka.errors import error_of, translate
+from reliable_mq_kafka.health import Health
+from reliable_mq_kafka.partitions import Place
+
+_FIRST_SLICE = 0.5
+_PASSING = frozenset(
+    {
+        KafkaError._TIMED_OUT,
+        KafkaError._WAIT_COORD,
+        KafkaError._TRANSPORT,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.NOT_COORDINATOR,
+    }
+)
+
+
+class Groups:
+    """A consumer client a group, made at its first use and kept. Thread-safe.
+
+    The client for administration can ask the same. In librdkafka 2.16 it crashes the process
+    when the group's coordinator has moved or is not ready, as after the start of a broker.
+    """
+
+    def __init__(self, clients: Clients) -> None:
+        self._clients = clients
+        self._lock = threading.Lock()
+        self._observers: dict[str, _Observer] = {}
+        self._closed = False
+
+    def committed(self, group: str, places: Iterable[Place]) -> dict[Place, int]:
+        """Return what *group* has committed; a partition without a commit is left out."""
+        partitions = [TopicPartition(*place) for place in places]
+        return self._observer(group).committed(partitions) if partitions else {}
+
+    def _observer(self, group: str) -> _Observer:
+        with self._lock:
+            if self._closed:
+                raise TransportError("the adapter is closed")
+            if group not in self._observers:
+                self._observers[group] = _Observer(self._clients, group)
+            return self._observers[group]
+
+    def tend(self) -> None:
+        """Serve idle clients: what they report would pile up otherwise."""
+        with self._lock:
+            observers = list(self._observers.values())
+        for observer in observers:
+            observer.tend()
+
+    def close(self) -> None:
+        """Release the clients."""
+        with self._lock:
+            self._closed = True
+            self._observers.clear()
+
+
+class _Observer:
+    """Asks for one group, which it does not join."""
+
+    def __init__(self, clients: Clients, group: str) -> None:
+        self._clients = clients
+        self._group = group
+        self._doing = f"cannot look up what group {group!r} has acknowledged"
+        self._lock = threading.Lock()
+        self._current: tuple[Consumer, Health] | None = None
+
+    def committed(self, partitions: list[TopicPartition]) -> dict[Place, int]:
+        """Return the committed offsets that there are."""
+        with self._lock:
+            consumer, health = self._use()
+            found = self._ask(consumer, health, partitions)
+            health.recovered()
+        for one in found:
+            if one.error is not None:
+                raise translate(one.error, self._doing)
+        return {(one.topic, one.partition): one.offset for one in found if one.offset >= 0}
+
+    def _ask(
+        self, consumer: Consumer, health: Health, partitions: list[TopicPartition]
+    ) -> list[TopicPartition]:
+        deadline = time.monotonic() + self._clients.timeout
+        slice_ = _FIRST_SLICE
+        while True:
+            try:
+                return consumer.committed(partitions, timeout=slice_)
+            except KafkaException as error:
+                # The reasons come with a poll, and this client is polled for nothing else.
+                consumer.poll(0)
+                if health.refused:
+                    # The next one knows nothing of it.
+                    self._current = None
+                    raise health.error(self._doing) from error
+                if error_of(error).code() not in _PASSING:
+                    raise translate(error_of(error), self._doing) from error
+                if time.monotonic() + slice_ >= deadline:
+                    raise health.error(self._doing) from error
+                slice_ *= 2
+
+    def _use(self) -> tuple[Consumer, Health]:
+        if self._current is None:
+            health = Health()
+            self._current = self._clients.consumer(health, self._group), health
+        return self._current
+
+    def tend(self) -> None:
+        """Serve the client, unless it is in use."""
+        if self._lock.acquire(blocking=False):
+            try:
+                if self._current is not None:
+                    self._current[0].poll(0)
+            finally:
+                self._lock.release()

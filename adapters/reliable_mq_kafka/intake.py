@@ -1,0 +1,381 @@
+"""One member of a group: a consumer client, what it owns, and what was read ahead."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from reliable_mq.adapter import Lost, Received
+from reliable_mq.errors import ReliableMQError
+from reliable_mq_kafka.ahead import Ahead, Window
+from reliable_mq_kafka.commits import Commits
+from reliable_mq_kafka.config import Clients
+from reliable_mq_kafka.errors import error_of, translate, translated
+from reliable_mq_kafka.health import Health
+from reliable_mq_kafka.partitions import OwnedPartition, Place, Share, places_of
+from reliable_mq_kafka.records import KafkaRecord
+
+log = logging.getLogger("reliable_mq.kafka")
+
+_PROBE = 1.0
+_COMMIT_POLL = 0.01
+_RESTLESS = 15.0
+"""Seconds after which a partition that shows no sign of being read is positioned anew."""
+
+
+class Intake:
+    """Joins the group when it is made; used by one thread, which also runs the callbacks.
+
+    No other thread touches the client: a call would wait for the running poll to end.
+    """
+
+    def __init__(self, clients: Clients, topics: Sequence[str], group: str) -> None:
+        self._topics = list(topics)
+        self._doing = f"cannot receive from {', '.join(topics)} as group {group!r}"
+        self._health = Health()
+        self._share = Share()
+        self._ahead = Ahead()
+        self._window = Window()
+        self._halted = False
+        self._left_paused: set[Place] = set()
+        self._just_assigned: set[Place] = set()
+        self._astray: set[OwnedPartition] = set()
+        self._watch_at = 0.0
+        self._trouble: ReliableMQError | None = None
+        self._lost: list[Lost] = []
+        self._leaving = False
+        self._closing = False
+        self.broken = False
+        """Whether the client can do nothing more, and a new one is needed."""
+        self.commits = Commits(self._share, clients.options.commit_interval)
+        self._consumer = clients.consumer(self._health, group, self.commits.on_commit)
+        with translated(self._doing):
+            self._consumer.subscribe(
+                self._topics,
+                on_assign=self._on_assign,
+                on_revoke=self._on_revoke,
+                on_lost=self._on_lost,
+            )
+
+    # --- receiving ---
+
+    @property
+    def held(self) -> int:
+        """Return how many deliveries are with the application."""
+        return self._share.held
+
+    @property
+    def has_news(self) -> bool:
+        """Tell whether something was lost since the last :meth:`lost`."""
+        return bool(self._lost)
+
+    @property
+    def is_ready(self) -> bool:
+        """Tell whether a delivery can be handed out without reading."""
+        return len(self._ahead) > 0
+
+    def take(self, limit: int) -> list[Received]:
+        """Return up to *limit* deliveries of what was read."""
+        taken = self._ahead.take(limit)
+        if taken and self._health.troubled:
+            self._health.recovered()
+        return taken
+
+    def lost(self) -> list[Lost]:
+        """Return what was lost since the last call."""
+        lost, self._lost = self._lost, []
+        return lost
+
+    def pull(self, asked: int, timeout: float) -> None:
+        """Serve the client for up to *timeout* s, reading ahead so that *asked* can be taken.
+
+        Returns early with the first record.
+        """
+        self.commits.send_if_due(self._consumer)
+        self._position()
+        self._watch()
+        if self._halted and len(self._ahead) <= asked:
+            self._go_on()
+        room = self._ahead.room(asked)
+        if room <= 0 or self._window.overdue:
+            self._halt()
+        try:
+            if self._halted:
+                self._poll(timeout)
+            else:
+                self._read(room, timeout)
+        except KafkaException as error:
+            # A fatal error comes out of the poll: this client will never receive again.
+            self.broken = True
+            raise translate(error_of(error), self._doing) from error
+
+    def _read(self, room: int, timeout: float) -> None:
+        count = self._consume(room)
+        if not count and timeout and self._poll(timeout):
+            count = 1 + self._consume(room - 1)
+        self._window.note(count, room)
+
+    def _poll(self, timeout: float) -> bool:
+        record = self._consumer.poll(timeout)
+        if record is None:
+            return False
+        self._take_in(record)
+        return True
+
+    def _consume(self, room: int) -> int:
+        if room <= 0:
+            return 0
+        self._just_assigned.clear()
+        records = self._consumer.consume(room, 0)
+        if records and self._just_assigned:
+            self._doubt(records)
+        for record in records:
+            self._take_in(record)
+        return len(records)
+
+    def _doubt(self, records: Sequence[KafkaRecord]) -> None:
+        """Begin anew with partitions that were assigned while *records* were being collected.
+
+        Records of theirs may stem from an ownership that ended meanwhile: where this one begins
+        they would leave a gap.
+        """
+        for record in records:
+            one = self._share.at(record.topic(), record.partition())
+            if one is not None and one.place in self._just_assigned:
+                self._lead_back(one)
+        self._position()
+
+    def _take_in(self, record: KafkaRecord) -> None:
+        if self._leaving:
+            return
+        error = record.error()
+        if error is not None:
+            self._note(error, record)
+            return
+        one = self._share.at(record.topic(), record.partition())
+        offset = record.offset()
+        if one is None or offset is None or not one.read(offset):
+            return
+        self._ahead.put(one, record)
+        if self._halted and not one.paused:
+            self._pause([one])
+
+    def _note(self, error: KafkaError, record: KafkaRecord) -> None:
+        """Note what the client reports in the place of a record."""
+        one = self._share.at(record.topic(), record.partition())
+        if error.code() == KafkaError._PARTITION_EOF:
+            if one is not None:
+                one.reached_end(record.offset() or 0)
+        elif error.code() == KafkaError._MAX_POLL_EXCEEDED:
+            log.warning("%s: nobody asked for too long (max.poll.interval.ms)", self._doing)
+        else:
+            self.broken = self.broken or error.fatal()
+            self._trouble = translate(error, self._doing)
+
+    # --- committing ---
+
+    def commit_now(self) -> None:
+        """Send what is to be committed, unless a commit is under way."""
+        self.commits.send_now(self._consumer)
+
+    def unanswered(self, doing: str) -> ReliableMQError:
+        """Return the error for something that the brokers did not answer."""
+        failure = self.commits.failure
+        return self._health.error(doing) if failure is None else translate(failure, doing)
+
+    # --- trouble ---
+
+    def raise_trouble(self) -> None:
+        """Raise what keeps this member from receiving; nothing otherwise.
+
+        Where the brokers cannot be reached, whatever is with the application is lost before.
+        """
+        trouble, self._trouble = self._trouble, None
+        if trouble is not None:
+            raise trouble
+        if self._health.troubled and not self._answers():
+            for one in self._share:
+                if one.held:
+                    self.begin_again(one)
+            raise self._health.error(self._doing)
+
+    def _answers(self) -> bool:
+        try:
+            self._consumer.list_topics(self._topics[0], timeout=_PROBE)
+        except KafkaException as error:
+            self._health.on_error(error_of(error))
+            return False
+        self._health.recovered()
+        return True
+
+    def _watch(self) -> None:
+        """Position partitions anew that the client seems to have forgotten (librdkafka #5591)."""
+        now = time.monotonic()
+        if now < self._watch_at:
+            return
+        self._watch_at = now + 1.0
+        for one in self._share:
+            if one.begun or one.paused or now - one.restless_since < _RESTLESS:
+                continue
+            one.restless_since = now
+            if not self._health.troubled:
+                log.warning("%s: %s is not read; positioning it anew", self._doing, one.name)
+                self._lead_back(one)
+
+    # --- ownership ---
+
+    def under(self, name: str, epoch: int) -> OwnedPartition | None:
+        """Return the partition *name* where it is owned under *epoch* still."""
+        return self._share.under(name, epoch)
+
+    def named(self, name: str) -> OwnedPartition | None:
+        """Return the partition *name* where it is owned."""
+        return self._share.named(name)
+
+    def begin_again(self, one: OwnedPartition) -> None:
+        """Read a partition again from its first record that is not done, under a new epoch."""
+        self._ahead.drop(one)
+        self._lost.append(self._share.begin_again(one))
+        self._lead_back(one)
+        self._position()
+
+    def _lead_back(self, one: OwnedPartition) -> None:
+        one.rewinding = True
+        self._astray.add(one)
+
+    def _position(self) -> None:
+        """Tell the client where to read from; what it cannot do now is tried again."""
+        for one in list(self._astray):
+            try:
+                self._resume([one])
+                if one.begun:
+                    self._consumer.seek(one.position)
+                else:
+                    # It cannot seek in a partition that it does not read.
+                    self._consumer.incremental_unassign([TopicPartition(*one.place)])
+                    self._consumer.incremental_assign([one.position])
+            except KafkaException as error:
+                log.debug("%s: cannot be positioned yet: %s", one.name, error)
+            else:
+                one.rewinding = one.begun = False
+                one.restless_since = time.monotonic()
+                self._astray.remove(one)
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if self._closing:
+            return
+        now = time.monotonic()
+        self._health.recovered()
+        # The client keeps a pause beyond the ownership (librdkafka #1849); to resume after the
+        # assignment could make it forget where to begin (#2190).
+        paused = [one for one in partitions if (one.topic, one.partition) in self._left_paused]
+        if paused:
+            consumer.resume(paused)
+        consumer.incremental_assign(partitions)
+        for place in places_of(partitions):
+            self._left_paused.discard(place)
+            self._just_assigned.add(place)
+            self._share.add(place, now)
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if self._closing:
+            return
+        leaving = self._lose(partitions)
+        self.commits.send_last(consumer, leaving)
+
+    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if self._closing:
+            return
+        if any(one.dirty for one in self._lose(partitions)):
+            self.commits.forfeited = True
+
+    def _lose(self, partitions: list[TopicPartition]) -> list[OwnedPartition]:
+        found = [one for place in places_of(partitions) if (one := self._share.remove(place))]
+        for one in found:
+            self._ahead.drop(one)
+            self._astray.discard(one)
+            self._lost.append(one.lost())
+            if one.paused:
+                self._left_paused.add(one.place)
+        return found
+
+    # --- back-pressure ---
+
+    def _halt(self) -> None:
+        """Read no more for now. What the client has queued is thrown away and read again later."""
+        if not self._halted:
+            self._halted = True
+            # One that is not read yet could lose its position by it (librdkafka #2190).
+            self._pause([one for one in self._share if one.begun and not one.paused])
+
+    def _go_on(self) -> None:
+        self._halted = False
+        self._resume(self._share)
+        self._window.restart()
+
+    def _pause(self, partitions: Sequence[OwnedPartition]) -> None:
+        if partitions:
+            self._consumer.pause([TopicPartition(*one.place) for one in partitions])
+        for one in partitions:
+            one.paused = True
+
+    def _resume(self, partitions: Iterable[OwnedPartition]) -> None:
+        paused = [one for one in partitions if one.paused]
+        if paused:
+            self._consumer.resume([TopicPartition(*one.place) for one in paused])
+        for one in paused:
+            one.paused = False
+
+    # --- the end ---
+
+    def leave(self, patience: float) -> None:
+        """Commit what is done and leave the group, within twice *patience* seconds.
+
+        Where the brokers do not answer in time, the client is thrown away instead: the group
+        goes on without this member once its session has expired.
+        """
+        self._leaving = True
+        polite = not self.broken and self._commit_all(patience)
+        self._closing = True
+        consumer = self._consumer
+        del self._consumer
+        # A client that cannot reach its brokers may take minutes to end. Nobody waits for that.
+        end = threading.Thread(
+            target=_end, args=(consumer, polite), name="reliable-mq-kafka-end", daemon=True
+        )
+        del consumer
+        end.start()
+        end.join(patience)
+
+    def _commit_all(self, patience: float) -> bool:
+        """Return whether the brokers know everything that is done."""
+        deadline = time.monotonic() + patience
+        while not self.commits.settled:
+            if self._health.troubled or time.monotonic() >= deadline:
+                return False
+            self.commits.send_now(self._consumer)
+            try:
+                self._consumer.poll(_COMMIT_POLL)
+            except KafkaException as error:
+                log.debug("%s: %s", self._doing, error)
+                return False
+        return not self._health.troubled
+
+    def abandon(self) -> list[Lost]:
+        """Throw a broken client away; return the loss of everything."""
+        self._lose([TopicPartition(*one.place) for one in self._share])
+        self.leave(0.1)
+        return self.lost()
+
+
+def _end(consumer: Consumer, polite: bool) -> None:
+    """End a client, on a thread of its own; without *polite* the brokers are not told."""
+    if polite:
+        with suppress(KafkaException):
+            consumer.close()
+    # Else the last reference goes here, and with it the client.

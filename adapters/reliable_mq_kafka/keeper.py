@@ -1,0 +1,43 @@
+"""A thread that serves clients while nobody uses them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+_EVERY = 1.0
+
+
+class Keeper:
+    """Calls each of *chores* every second, from its start until its end.
+
+    librdkafka queues what it has to say until somebody polls: some twenty entries a second while
+    its brokers are away. A process that seldom publishes would fill its memory with them.
+    """
+
+    def __init__(self, chores: Sequence[Callable[[], None]]) -> None:
+        self._chores = chores
+        self._lock = threading.Lock()
+        self._end = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start, unless it runs or has ended."""
+        with self._lock:
+            if self._thread is None and not self._end.is_set():
+                self._thread = threading.Thread(
+                    target=self._run, name="reliable-mq-kafka-keeper", daemon=True
+                )
+                self._thread.start()
+
+    def stop(self) -> None:
+        """End it for good; returns when it has ended."""
+        with self._lock:
+            self._end.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._end.wait(_EVERY):
+            for chore in self._chores:
+                chore()

@@ -1,0 +1,49 @@
+"""How much a group has left, and how long messages last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+
+from reliable_mq.errors import ConfigurationError
+from reliable_mq_kafka.admin import Admin
+from reliable_mq_kafka.declare import places_of
+
+
+def lag(admin: Admin, topic: str, group: str) -> int:
+    """See ``Adapter.lag``.
+
+    Counted in offsets, from the committed one (else the earliest retained) to the end: exact
+    unless the topic is compacted. What lies behind an open transaction is not counted, because
+    it cannot be delivered yet.
+    """
+    described = admin.describe([topic])
+    if topic not in described:
+        raise ConfigurationError(f"topic {topic!r} does not exist: call declare()")
+    places = places_of([topic], described)
+    committed = admin.committed(group, places)
+    # The ends last: what is counted as acknowledged is never behind them then.
+    begins, ends = admin.earliest(places), admin.ends(places)
+    return sum(
+        max(0, ends[place] - max(begins[place], committed.get(place, 0))) for place in places
+    )
+
+
+def redelivery_bound(admin: Admin, topics: Sequence[str]) -> timedelta | None:
+    """See ``Adapter.redelivery_bound``: the longest ``retention.ms``, if all have one.
+
+    Kafka deletes whole segments, once the newest message of one is past its retention; within
+    that time a group whose offset was set back receives its messages again.
+    """
+    existing = admin.describe(topics)
+    bounds = [_retention(found) for found in admin.topic_settings(existing).values()]
+    known = [bound for bound in bounds if bound is not None]
+    return max(known) if known and len(known) == len(bounds) else None
+
+
+def _retention(settings: Mapping[str, str | None]) -> timedelta | None:
+    milliseconds = int(settings.get("retention.ms") or -1)
+    policy = (settings.get("cleanup.policy") or "").split(",")
+    if milliseconds < 0 or "delete" not in policy:
+        return None
+    return timedelta(milliseconds=milliseconds)

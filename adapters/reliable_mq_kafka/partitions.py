@@ -1,0 +1,197 @@
+"""What a subscription knows of a partition it owns. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import count
+
+from confluent_kafka import OFFSET_INVALID, TopicPartition
+
+from reliable_mq.adapter import Lost
+
+Place = tuple[str, int]
+"""Topic and partition."""
+
+
+class OwnedPartition:
+    """A partition under one epoch: what was read of it, and what of that is done.
+
+    Offsets need not be contiguous: compaction and transactions leave gaps.
+    """
+
+    __slots__ = (
+        "_committed",
+        "_held",
+        "_next",
+        "_open",
+        "begun",
+        "epoch",
+        "name",
+        "number",
+        "paused",
+        "restless_since",
+        "rewinding",
+        "topic",
+    )
+
+    def __init__(self, topic: str, number: int, epoch: int, now: float) -> None:
+        self.topic = topic
+        self.number = number
+        self.name = f"{topic}/{number}"
+        self.epoch = epoch
+        self.paused = False
+        self.rewinding = False
+        """Whether the client has yet to be told to read from :attr:`position` again."""
+        self.begun = False
+        """Whether the client has shown that it reads it, since the assignment or a rewind."""
+        self.restless_since = now
+        self._next: int | None = None
+        self._committed = -1
+        # In the order of reading. A dict, for removal from the middle.
+        self._open: dict[int, None] = {}
+        self._held = 0
+
+    @property
+    def place(self) -> Place:
+        """Return topic and number."""
+        return self.topic, self.number
+
+    @property
+    def held(self) -> int:
+        """Return how many of its deliveries are with the application."""
+        return self._held
+
+    # --- reading ---
+
+    def read(self, offset: int) -> bool:
+        """Note that the record at *offset* was read; False where it is to be thrown away."""
+        if self.rewinding or (self._next is not None and offset < self._next):
+            return False
+        if self._next is None:
+            self._committed = offset
+        self.begun = True
+        self._open[offset] = None
+        self._next = offset + 1
+        return True
+
+    def reached_end(self, offset: int) -> None:
+        """Note that there is nothing to deliver before *offset* that was not read."""
+        if not self.rewinding:
+            self.begun = True
+            self._next = max(offset, self._next or 0)
+
+    def handed_out(self) -> None:
+        """Note that a record that was read is with the application now."""
+        self._held += 1
+
+    # --- acknowledging ---
+
+    def ack(self, offset: int) -> bool:
+        """Note that the delivery of *offset* is done; False where it was before."""
+        if offset not in self._open:
+            return False
+        del self._open[offset]
+        self._held -= 1
+        return True
+
+    @property
+    def watermark(self) -> int | None:
+        """Return the offset of the first record that is not done; None where none is known."""
+        return next(iter(self._open), self._next)
+
+    @property
+    def dirty(self) -> bool:
+        """Tell whether more is done than the brokers know."""
+        watermark = self.watermark
+        return watermark is not None and watermark > self._committed
+
+    def was_committed(self, offset: int) -> None:
+        """Note that the brokers have a commit."""
+        self._committed = max(offset, self._committed)
+
+    # --- losing ---
+
+    def lost(self) -> Lost:
+        """Return what tells of the end of its epoch."""
+        return Lost(self.name, self.epoch)
+
+    def begin_again(self, epoch: int) -> Lost:
+        """Forget what was read and is not done: it will be read again, under *epoch*."""
+        ended = self.lost()
+        self._next = self.watermark
+        self._open.clear()
+        self._held = 0
+        self.epoch = epoch
+        self.rewinding = True
+        return ended
+
+    # --- for the client ---
+
+    @property
+    def position(self) -> TopicPartition:
+        """Return where to read from; without an offset where nothing was read yet."""
+        offset = OFFSET_INVALID if self._next is None else self._next
+        return TopicPartition(self.topic, self.number, offset)
+
+    @property
+    def commit(self) -> TopicPartition:
+        """Return what to commit."""
+        watermark = self.watermark
+        offset = OFFSET_INVALID if watermark is None else watermark
+        return TopicPartition(self.topic, self.number, offset)
+
+
+class Share:
+    """The partitions that a subscription owns, each with the epoch of its ownership."""
+
+    def __init__(self) -> None:
+        self._epochs = count(1)
+        self._by_place: dict[Place, OwnedPartition] = {}
+        self._by_name: dict[str, OwnedPartition] = {}
+
+    def add(self, place: Place, now: float) -> OwnedPartition:
+        """Own *place* from now on."""
+        one = OwnedPartition(*place, next(self._epochs), now)
+        self._by_place[place] = self._by_name[one.name] = one
+        return one
+
+    def remove(self, place: Place) -> OwnedPartition | None:
+        """Own *place* no more."""
+        one = self._by_place.pop(place, None)
+        if one is not None:
+            del self._by_name[one.name]
+        return one
+
+    def at(self, topic: str | None, number: int | None) -> OwnedPartition | None:
+        """Return a partition that is owned."""
+        return self._by_place.get((topic, number))  # type: ignore[arg-type]
+
+    def under(self, name: str, epoch: int) -> OwnedPartition | None:
+        """Return the partition *name* where it is owned under *epoch* still."""
+        one = self._by_name.get(name)
+        return one if one is not None and one.epoch == epoch else None
+
+    def named(self, name: str) -> OwnedPartition | None:
+        """Return a partition that is owned."""
+        return self._by_name.get(name)
+
+    def begin_again(self, one: OwnedPartition) -> Lost:
+        """End the epoch of *one* and begin the next."""
+        return one.begin_again(next(self._epochs))
+
+    def dirty(self) -> list[OwnedPartition]:
+        """Return those of which more is done than the brokers know."""
+        return [one for one in self if one.dirty]
+
+    def __iter__(self) -> Iterator[OwnedPartition]:
+        return iter(self._by_place.values())
+
+    @property
+    def held(self) -> int:
+        """Return how many deliveries are with the application."""
+        return sum(one.held for one in self)
+
+
+def places_of(partitions: Iterable[TopicPartition]) -> list[Place]:
+    """Return topic and number of each."""
+    return [(one.topic, one.partition) for one in partitions]

@@ -1,0 +1,123 @@
+"""One producer, shared by the publishes under way, until something is wrong with it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from confluent_kafka import KafkaException, Producer
+
+from reliable_mq_kafka.errors import error_of
+from reliable_mq_kafka.health import Health
+
+_SLICE = 0.1
+_LOOK = 0.3
+_PURGE = 1.0
+
+
+class Line:
+    """A producer and what is known of it. Thread-safe.
+
+    Delivery reports are served by whichever thread polls: one of those that wait polls for all,
+    the others sleep until it wakes them. Once given up it stores nothing more: what it still
+    held comes back as errors, and whoever wants to publish takes a new one.
+    """
+
+    def __init__(self, make: Callable[[Health], Producer]) -> None:
+        self.health = Health()
+        self.producer = make(self.health)
+        self.users = 0
+        """How many publishes use it; counted by their owner, under its lock."""
+        self.missing: set[str] = set()
+        """Topics that did not exist when messages were sent to them."""
+        self._confirmed = False
+        self._given_up = threading.Event()
+        self._turn = threading.Condition()
+        self._polled = False
+
+    @property
+    def usable(self) -> bool:
+        """Tell whether messages may be given to it."""
+        return not self._given_up.is_set()
+
+    @property
+    def hopeless(self) -> bool:
+        """Tell whether the brokers refuse this client, so that waiting for them is in vain."""
+        return self.health.refused and not self._confirmed
+
+    def confirm(self) -> None:
+        """Note that a broker has confirmed a message."""
+        self._confirmed = True
+        self.health.recovered()
+
+    def look_up(self, topic: str, patience: float) -> None:
+        """Ask a broker for *topic*.
+
+        Makes the first message of a new producer ten times as fast: librdkafka looks for its id
+        every half a second otherwise. And lets it know at once that a missing topic exists now.
+        Whether there is an answer does not matter here: the messages will tell.
+        """
+        self.missing.discard(topic)
+        try:
+            self.producer.list_topics(topic, timeout=max(0.0, min(patience, _LOOK)))
+        except KafkaException as error:
+            self.health.on_error(error_of(error))
+
+    def serve(self, seconds: float) -> None:
+        """Run the callbacks of what has ended, waiting up to *seconds* for the first."""
+        try:
+            # Longer waits are cut into pieces by the client and do not end with the first.
+            self.producer.poll(min(seconds, _SLICE))
+        except KafkaException as error:
+            # A fatal error comes out of poll: nothing can be sent on this producer any more.
+            self.health.on_error(error_of(error))
+            self.give_up()
+
+    def wait(self, done: Callable[[], bool], deadline: float) -> None:
+        """Serve until *done*, or it is given up, or the time is up."""
+        while not done() and self.usable:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
+            if self._take_turn(left):
+                try:
+                    self.serve(left)
+                finally:
+                    self._end_turn()
+
+    def _take_turn(self, patience: float) -> bool:
+        """Return whether it is this thread that polls; else wait until another one has polled."""
+        with self._turn:
+            if self._polled:
+                self._turn.wait(min(patience, _SLICE))
+                return False
+            self._polled = True
+            return True
+
+    def _end_turn(self) -> None:
+        with self._turn:
+            self._polled = False
+            self._turn.notify_all()
+
+    def give_up(self) -> None:
+        """Take everything out of the producer: it comes back with errors, nothing is sent later.
+
+        What a broker has already been sent may still be stored; its outcome is unknown.
+        """
+        if not self._given_up.is_set():
+            self._given_up.set()
+            self.producer.purge()
+
+    def collect(self, done: Callable[[], bool]) -> None:
+        """After :meth:`give_up`: run the callbacks of what was taken out."""
+        deadline = time.monotonic() + _PURGE
+        while not done() and time.monotonic() < deadline:
+            self.serve(0.01)
+
+    def close(self) -> None:
+        """End it; nobody uses it any more."""
+        self.give_up()
+        self.collect(lambda: len(self.producer) == 0)
+        # Its own close() would wait without a bound for what could not be taken out.
+        del self.producer

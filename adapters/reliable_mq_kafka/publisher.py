@@ -1,0 +1,170 @@
+"""Publishing: rounds over one shared producer until every outcome is known or the time is up.
+
+How the promises are kept:
+
+- *Sent* is a delivery report without an error, of an idempotent producer with ``acks=all``.
+- *Prefix rule.* A partition's messages are stored in the order in which they were handed over,
+  and the first one that a broker refuses ends the producer (``enable.gapless.guarantee``), so
+  that nothing behind it is stored. A message that the client itself refuses blocks its key.
+- *Nothing later.* Whoever does not have all its reports at its deadline ends the producer:
+  what was queued is taken out of it. What a broker has been sent already may still be stored,
+  as a copy of what will be sent again before anything younger of its key.
+- *One at fault, many refused.* A broker refuses requests, and a request holds many messages.
+  After a refusal the messages without an outcome are sent again, each in a request of its own
+  and at most one of a key at a time, which finds the one that does not fit.
+
+A producer that was ended by one thread takes the messages of the others with it. They send
+theirs again on the next one, within their own time.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+
+from confluent_kafka import Producer
+
+from reliable_mq.adapter import Outcome, Refused, Unknown
+from reliable_mq.errors import ReliableMQError, TransportError
+from reliable_mq.message import Message
+from reliable_mq_kafka.config import Clients
+from reliable_mq_kafka.drafts import Draft
+from reliable_mq_kafka.health import Health
+from reliable_mq_kafka.producing import Line
+from reliable_mq_kafka.shipments import Shipment
+
+_ROUNDS = 5
+"""How many producers a publish may use up. Each end of one is rare by itself."""
+
+_SMALLEST_BATCH = 1024
+_ALONE = {
+    "batch_num_messages": 1,
+    "max_in_flight_requests_per_connection": 1,
+    # Of a key only one is under way: nothing can be stored behind it.
+    "enable_gapless_guarantee": False,
+}
+
+
+class Publisher:
+    """Thread-safe: publishes share one producer, and batch together."""
+
+    def __init__(self, clients: Clients) -> None:
+        self._clients = clients
+        self._lock = threading.Lock()
+        self._line: Line | None = None
+        self._closed = False
+        self._batch_bytes = clients.batch_bytes
+
+    def publish(self, messages: Sequence[Message], timeout: float) -> list[Outcome]:
+        """Return one outcome a message, as :meth:`reliable_mq.adapter.Adapter.publish` says."""
+        deadline = time.monotonic() + timeout
+        draft = Draft(messages)
+        cause = "nothing was sent"
+        for _ in range(_ROUNDS):
+            if draft.complete or time.monotonic() >= deadline:
+                break
+            try:
+                cause = self._round(draft, deadline)
+            except ReliableMQError as error:
+                cause = str(error)
+                break
+        draft.settle_open(Unknown(cause))
+        return draft.outcomes()
+
+    def tend(self) -> None:
+        """Serve an idle producer: what it reports would pile up otherwise."""
+        with self._lock:
+            line = self._line
+            if line is None or line.users:
+                return
+            line.users += 1
+        try:
+            line.serve(0)
+        finally:
+            self._give_back(line)
+
+    def close(self) -> None:
+        """End the producer. Publishes under way return; what was not confirmed is unknown."""
+        with self._lock:
+            self._closed = True
+            line, self._line = self._line, None
+            if line is None:
+                return
+            line.users += 1
+        line.give_up()
+        self._give_back(line)
+
+    # --- rounds ---
+
+    def _round(self, draft: Draft, deadline: float) -> str:
+        """Send what is open; return why some of it may still be open."""
+        if draft.suspicious:
+            return self._one_by_one(draft, deadline)
+        line, is_new = self._take()
+        try:
+            if is_new:
+                line.look_up(draft.messages[0].topic, deadline - time.monotonic())
+            if line.missing:
+                for topic in line.missing & {message.topic for message in draft.messages}:
+                    line.look_up(topic, deadline - time.monotonic())
+            shipment = Shipment(line, draft, deadline)
+            shipment.send(draft.open())
+            shipment.settle()
+            return _cause(line)
+        finally:
+            self._give_back(line)
+
+    def _one_by_one(self, draft: Draft, deadline: float) -> str:
+        line = Line(lambda health: self._clients.producer(health, **_ALONE))
+        try:
+            while (heads := draft.heads()) and line.usable and time.monotonic() < deadline:
+                shipment = Shipment(line, draft, deadline)
+                shipment.send(heads)
+                shipment.settle(alone=True)
+            if draft.complete and not any(isinstance(o, Refused) for o in draft.outcomes()):
+                self._send_smaller_batches()
+            return _cause(line)
+        finally:
+            line.close()
+
+    def _send_smaller_batches(self) -> None:
+        # Each message fits, all together did not: the topic's limit is below the producer's.
+        with self._lock:
+            self._batch_bytes = max(_SMALLEST_BATCH, self._batch_bytes // 4)
+            line, self._line = self._line, None
+            if line is not None:
+                line.users += 1
+        if line is not None:
+            self._give_back(line)
+
+    # --- the producer ---
+
+    def _take(self) -> tuple[Line, bool]:
+        """Return the shared producer, and whether it was made just now."""
+        with self._lock:
+            if self._closed:
+                raise TransportError("the adapter is closed")
+            line, is_new = self._line, False
+            if line is None or not line.usable:
+                line, is_new = Line(self._make), True
+                self._line = line
+            line.users += 1
+            return line, is_new
+
+    def _make(self, health: Health) -> Producer:
+        return self._clients.producer(health, batch_size=self._batch_bytes)
+
+    def _give_back(self, line: Line) -> None:
+        """Close *line* if this was its last user and it will have no more."""
+        with self._lock:
+            line.users -= 1
+            if line is self._line and not line.usable:
+                self._line = None
+            is_left = line is not self._line and not line.users
+        if is_left:
+            line.close()
+
+
+def _cause(line: Line) -> str:
+    return line.health.why() or "the brokers did not confirm it in time"

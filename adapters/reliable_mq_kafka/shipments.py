@@ -1,0 +1,152 @@
+"""Messages on their way through one producer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from functools import partial
+
+from confluent_kafka import KafkaError, KafkaException
+
+from reliable_mq.adapter import SENT, Unknown
+from reliable_mq.message import Message
+from reliable_mq_kafka.drafts import Draft, Place, place_of
+from reliable_mq_kafka.errors import MISSING, UNFIT, error_of, outcome_of
+from reliable_mq_kafka.producing import Line
+from reliable_mq_kafka.records import KafkaRecord, headers_of
+
+_SERVE_EVERY = 100
+_PATIENCE = 0.05
+
+_NO_VERDICT = frozenset(
+    {
+        KafkaError._PURGE_QUEUE,
+        KafkaError._PURGE_INFLIGHT,
+        KafkaError._FATAL,
+        KafkaError._GAPLESS_GUARANTEE,
+        KafkaError._DESTROY,
+    }
+)
+"""The end of the producer, which says nothing of the message."""
+
+
+class Shipment:
+    """One round of a publish: messages are handed to a producer and their reports collected.
+
+    Used by one thread; the reports come on any that polls the producer.
+    """
+
+    def __init__(self, line: Line, draft: Draft, deadline: float) -> None:
+        self._line = line
+        self._draft = draft
+        self._deadline = deadline
+        self._taken: list[int] = []
+        self._waiting: set[int] = set()
+        self._failures: dict[int, KafkaError] = {}
+        self._own_failures: set[int] = set()
+        self._seen: set[int] = set()
+        self._blocked: set[Place | None] = set()
+
+    def send(self, messages: Iterable[tuple[int, Message]]) -> None:
+        """Hand *messages* over and wait until each has its report.
+
+        Ends early with the deadline or the producer; nothing of it is under way in the client
+        then. The producer stops at its first message that a broker refuses; what this round sees
+        to is that none is handed over behind one of its key that was refused before.
+        """
+        self._hand_over(messages)
+        self._line.wait(self._is_done, self._deadline)
+        if self._waiting:
+            self._line.give_up()
+            self._line.collect(lambda: not self._waiting)
+        if len(self._taken) > len(self._failures) + len(self._waiting):
+            self._line.confirm()
+
+    def settle(self, *, alone: bool = False) -> None:
+        """Note in the draft what is known now; what is not stays open.
+
+        *alone*: each message was a request of its own, so a refused request is a refused message.
+        """
+        if len(self._taken) == len(self._draft.messages) and self._is_flawless():
+            return self._draft.settle_all(SENT)
+        for index in self._taken:
+            if index not in self._failures and index not in self._waiting:
+                self._draft.settle(index, SENT)
+        for index, error in list(self._failures.items()):
+            if error.code() in _NO_VERDICT:
+                continue
+            if error.code() in UNFIT and not (alone or index in self._own_failures):
+                self._draft.suspicious = True
+                continue
+            topic = self._draft.messages[index].topic
+            self._draft.settle(index, outcome_of(error, topic))
+            if error.code() in MISSING:
+                self._line.missing.add(topic)
+        if self._line.hopeless:
+            self._draft.settle_open(Unknown(self._line.health.why()))
+        return None
+
+    def _is_flawless(self) -> bool:
+        return not (self._waiting or self._failures)
+
+    # --- handing over ---
+
+    def _hand_over(self, messages: Iterable[tuple[int, Message]]) -> None:
+        # The path of every message: what is not needed here is elsewhere.
+        produce, report = self._line.producer.produce, self._report
+        waiting, taken = self._waiting, self._taken
+        for index, message in messages:
+            if self._failures and self._is_blocked(message):
+                continue
+            while True:
+                waiting.add(index)
+                try:
+                    produce(
+                        message.topic,
+                        message.body,
+                        message.key,
+                        on_delivery=partial(report, index),
+                        headers=headers_of(message),
+                    )
+                    taken.append(index)
+                except BufferError:
+                    waiting.discard(index)
+                    if self._makes_room():
+                        continue
+                    return
+                except (KafkaException, ValueError, TypeError) as error:
+                    self._fail(index, error)
+                break
+            if not index % _SERVE_EVERY:
+                self._line.serve(0)
+
+    def _makes_room(self) -> bool:
+        """Wait a little for the full queue; False where there is no point in trying again."""
+        self._line.serve(_PATIENCE)
+        return self._line.usable and time.monotonic() < self._deadline
+
+    def _fail(self, index: int, error: Exception) -> None:
+        """Note that the client did not take a message."""
+        self._waiting.discard(index)
+        self._own_failures.add(index)
+        self._failures[index] = (
+            error_of(error)
+            if isinstance(error, KafkaException)
+            else KafkaError(KafkaError.INVALID_RECORD, f"it cannot be encoded: {error}")
+        )
+
+    def _report(self, index: int, error: KafkaError | None, record: KafkaRecord) -> None:
+        """Take a delivery report; on whichever thread polls."""
+        if error is not None:
+            self._failures[index] = error
+        self._waiting.discard(index)
+
+    def _is_blocked(self, message: Message) -> bool:
+        if len(self._seen) < len(self._failures):
+            fresh = self._failures.keys() - self._seen
+            self._seen |= fresh
+            self._blocked.update(place_of(self._draft.messages[index]) for index in fresh)
+        return message.key is not None and place_of(message) in self._blocked
+
+    def _is_done(self) -> bool:
+        return not self._waiting or self._line.hopeless
