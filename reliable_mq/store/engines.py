@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sqlite3
 import threading
 import time
 from typing import Any
+from weakref import WeakSet
 
 from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.exc import InvalidatePoolError
@@ -25,9 +28,15 @@ from reliable_mq.store.urls import (
     sync_url,
 )
 
+log = logging.getLogger("reliable_mq")
+
 _POOL_SIZE = 16
+"""Connections kept; what more is used at a time is opened and closed. Threads are the limit."""
+
 _IDLE_CHECK = 5.0
 """Seconds after which a pooled connection is asked whether it still lives."""
+
+_SEEN = "reliable_mq_seen"
 
 
 class Engines:
@@ -54,6 +63,7 @@ class Engines:
         self._memory_thread: int | None = None
         hidden = engine or (async_engine.sync_engine if async_engine is not None else None)
         self.identity: Identity = identity_of(self.url, hidden)
+        _forked.add(self)
 
     def _check(self) -> None:
         if self._given is None:
@@ -142,6 +152,29 @@ class Engines:
             await asynchronous.dispose()
         self.dispose()
 
+    def forget_connections(self) -> None:
+        """Leave the pooled connections of the engines made here to the process we came from.
+
+        To be called in a forked child: two processes on one socket would read each other's rows.
+        """
+        self._lock = threading.Lock()
+        self._memory_thread = None
+        if self._sync is not None and self._sync is not self._given:
+            self._sync.dispose(close=False)
+        if self._async is not None and self._async is not self._given_async:
+            self._async.sync_engine.dispose(close=False)
+
+
+_forked: WeakSet[Engines] = WeakSet()
+
+
+def _after_fork() -> None:
+    for engines in list(_forked):
+        engines.forget_connections()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
 
 def _url_of(text: str | None, engine: Engine | None, async_engine: AsyncEngine | None) -> URL:
     if engine is not None:
@@ -169,54 +202,60 @@ def _create_async(url: URL) -> AsyncEngine:
 
 
 def _options(url: URL) -> dict[str, Any]:
-    if family_of(url) == "sqlite":
-        # Threads are ours to count; a pool that refuses the 16th would be one more time-out.
-        return {"pool_size": _POOL_SIZE, "max_overflow": -1}
-    # Set once per connection: a statement per transaction would cost every handler a round trip.
-    return {
-        "pool_size": _POOL_SIZE,
-        "max_overflow": -1,
-        "isolation_level": "READ COMMITTED",
-    }
+    options: dict[str, Any] = {"pool_size": _POOL_SIZE, "max_overflow": -1}
+    if family_of(url) != "sqlite":
+        # Once per connection: a statement per transaction would cost each handler a round trip.
+        options["isolation_level"] = "READ COMMITTED"
+    return options
 
 
 def _prepare(engine: Engine) -> None:
     event.listen(engine, "connect", _mark)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _use_wal)
-        return
-
-    def stamp(connection: Any, record: Any) -> None:
-        record.info["reliable_mq_seen"] = time.monotonic()
-
-    def check(connection: Any, record: Any, proxy: Any) -> None:
-        seen = record.info.get("reliable_mq_seen")
-        if seen is None or time.monotonic() - seen < _IDLE_CHECK:
-            return
-        try:
-            alive = engine.dialect.do_ping(connection)
-        except engine.dialect.loaded_dbapi.Error as error:
-            raise InvalidatePoolError("the database closed an idle connection") from error
-        if not alive:
-            raise InvalidatePoolError("the database closed an idle connection")
-
-    event.listen(engine, "checkin", stamp)
-    event.listen(engine, "checkout", check)
+    else:
+        _check_idle_connections(engine)
 
 
 def _mark(connection: Any, record: Any) -> None:
     record.info[OURS] = True
 
 
+def _check_idle_connections(engine: Engine) -> None:
+    """Ask a connection that lay in the pool for a while whether it still lives.
+
+    A server that restarted, or a firewall that forgot the connection, would fail the next
+    transaction. Asking each time, SQLAlchemy's ``pool_pre_ping``, costs each a round trip.
+    """
+
+    def stamp(connection: Any, record: Any) -> None:
+        record.info[_SEEN] = time.monotonic()
+
+    def check(connection: Any, record: Any, proxy: Any) -> None:
+        seen = record.info.get(_SEEN)
+        if seen is None or time.monotonic() - seen < _IDLE_CHECK:
+            return
+        cause: Exception | None = None
+        try:
+            if engine.dialect.do_ping(connection):
+                return
+        except engine.dialect.loaded_dbapi.Error as error:
+            cause = error
+        raise InvalidatePoolError("the database closed an idle connection") from cause
+
+    event.listen(engine, "checkin", stamp)
+    event.listen(engine, "checkout", check)
+
+
 def _use_wal(connection: Any, record: Any) -> None:
-    # Lasting, and a matter of a file's first connection. Where the file system cannot do it
-    # SQLite stays with its rollback journal: slower beside readers, and just as safe.
+    # Lasting, so this changes a file once. Where the file system cannot do it, SQLite stays with
+    # its rollback journal: slower beside readers, and just as safe.
     cursor = connection.cursor()
     try:
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.fetchall()
-    except sqlite3.OperationalError:
-        # Somebody writes in the old mode right now; the next connection asks again.
-        return
+    except sqlite3.OperationalError as error:
+        # Somebody is writing in the old mode right now; the next connection tries again.
+        log.debug("the SQLite database stays in its journal mode for now: %s", error)
     finally:
         cursor.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 import time
@@ -314,3 +315,41 @@ def test_a_transaction_of_our_own_engine_needs_no_statement_to_begin(bridge):
 
     bridge.run(run)
     assert statements == []
+
+
+_FORK = """
+import os, sys
+from sqlalchemy import text
+from reliable_mq.store import Store
+
+store = Store(database_url=sys.argv[1])
+store.create()
+ask = text(sys.argv[2])
+with store.engine.connect() as connection:
+    parents = connection.execute(ask).scalar_one()
+with store.dialect.writing(store.engine):
+    child = os.fork()
+    if child == 0:
+        with store.transaction() as connection:
+            own = connection.execute(ask).scalar_one()
+        os._exit(own == parents and "rowid" not in sys.argv[2])
+    status = os.waitpid(child, 0)[1]
+with store.engine.connect() as connection:
+    assert connection.execute(ask).scalar_one() == parents
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "ask"),
+    [
+        ("postgresql", "SELECT pg_backend_pid()"),
+        ("mariadb", "SELECT CONNECTION_ID()"),
+        ("sqlite", "SELECT count(rowid) FROM reliable_mq_outbox"),
+    ],
+)
+def test_a_forked_child_uses_connections_and_turns_of_its_own(request, kind, ask):
+    url = request.getfixturevalue(f"{kind}_url")
+    command = [sys.executable, "-c", _FORK, url, ask]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -38,6 +39,13 @@ class SQLite(StoreDialect):
 
     def __init__(self) -> None:
         self._claims = Statements(_claim)
+
+    @classmethod
+    def forget_locks(cls) -> None:
+        """Begin anew in a forked child, where those who held or awaited a turn are gone."""
+        cls._locks_guard = threading.Lock()
+        cls._locks.clear()
+        cls._lock_by_engine.clear()
 
     @override
     def now(self) -> ColumnElement[int]:
@@ -123,6 +131,9 @@ class SQLite(StoreDialect):
     @override
     def writing(self, engine: Engine) -> AbstractContextManager[None]:
         return hold(self.lock_of(engine), awaiting=engine.dialect.is_async)
+
+
+os.register_at_fork(after_in_child=SQLite.forget_locks)
 
 
 def _claim(inbox: Table, expressions: Expressions) -> Insert:

@@ -46,8 +46,8 @@ def pending(target: AnyTarget) -> list[Message]:
 
 
 def _unwrap(target: AnyTarget) -> Session | Connection:
-    if isinstance(target, scoped_session | async_scoped_session):
-        target = target()
+    if isinstance(target, Session | Connection):
+        return target
     if isinstance(target, AsyncSession):
         return target.sync_session
     if isinstance(target, AsyncConnection):
@@ -56,8 +56,8 @@ def _unwrap(target: AnyTarget) -> Session | Connection:
                 "the AsyncConnection is not started: await it, or 'async with'"
             )
         return target.sync_connection
-    if isinstance(target, Session | Connection):
-        return target
+    if isinstance(target, scoped_session | async_scoped_session):
+        return _unwrap(target())
     raise TypeError(
         "session must be a Session, AsyncSession, Connection, AsyncConnection or scoped_session "
         f"of SQLAlchemy, not {type(target).__name__}"

@@ -85,7 +85,8 @@ class Pending:
         """Take over what another one holds, behind our own."""
         self._messages.extend(later._messages)
         self._size += later._size
-        later.truncate(0)
+        later._messages = []
+        later._size = 0
 
     def truncate(self, length: int) -> None:
         """Forget all but the first *length*."""
@@ -97,7 +98,8 @@ class Pending:
         taken: dict[Store, list[Message]] = {}
         for store, message in self._messages:
             taken.setdefault(store, []).append(message)
-        self.truncate(0)
+        self._messages = []
+        self._size = 0
         return taken
 
 
