@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, event, insert, select
+from sqlalchemy import Connection, create_engine, event, insert, select
 from sqlalchemy.exc import IntegrityError, InvalidRequestError, PendingRollbackError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
@@ -344,6 +344,45 @@ def test_a_hook_that_fails_the_commit_leaves_a_transaction_that_goes_on(store, s
             publish(store, session, "b")
             session.commit()
     assert stored(store) == ["a", "b"]
+
+
+def test_a_commit_that_could_not_write_the_messages_keeps_them_for_the_next(
+    store, shop, monkeypatch
+):
+    def fail(connection: Connection) -> None:
+        raise ZeroDivisionError
+
+    with Session(shop) as session:
+        session.add(Order(number=1, customer="ann"))
+        publish(store, session, "a", "b")
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "verify", fail)
+            with pytest.raises(ZeroDivisionError):
+                session.commit()
+        session.commit()
+    assert (stored(store), orders(store)) == (["a", "b"], 1)
+
+
+def test_a_savepoints_commit_that_a_hook_failed_once_keeps_every_message_in_its_place(store, shop):
+    failures = iter([True])
+
+    def hook(session: Session) -> None:
+        if next(failures, False):
+            raise ZeroDivisionError
+
+    with Session(shop) as session, session.begin():
+        publish(store, session, "a")
+        outer = session.begin_nested()
+        publish(store, session, "b")
+        inner = session.begin_nested()
+        publish(store, session, "c")
+        with listening(session, "before_commit", hook):
+            with pytest.raises(ZeroDivisionError):
+                inner.commit()
+            inner.commit()
+        outer.rollback()
+        publish(store, session, "d")
+    assert stored(store) == ["a", "d"]
 
 
 # --- many messages ------------------------------------------------------------------------------

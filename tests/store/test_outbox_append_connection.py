@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 
 import pytest
-from sqlalchemy import create_engine, insert
+from sqlalchemy import Connection, create_engine, insert
 from sqlalchemy.exc import IntegrityError
 
 from reliable_mq.errors import ConfigurationError, NoTransactionError
@@ -260,6 +260,33 @@ def test_listeners_are_told_after_the_commit_and_only_then(store, shop):
         publish(store, connection, "c")
         assert seen == [["b"]]
     assert seen == [["b"], ["b", "c"]]
+
+
+@pytest.mark.parametrize("twophase", [False, True])
+def test_a_commit_that_could_not_write_the_message_leaves_nothing_to_commit(
+    store, shop, monkeypatch, twophase
+):
+    if twophase and store.dialect.name != "mysql":
+        pytest.skip("needs a server with prepared transactions")
+    with shop.connect() as connection:
+        begin = connection.begin_twophase if twophase else connection.begin
+        transaction = begin()
+        connection.execute(insert(Order).values(number=1, customer="ann"))
+        publish(store, connection, "a")
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "verify", fail)
+            with pytest.raises(ZeroDivisionError):
+                transaction.commit()
+        transaction.rollback()
+        transaction = begin()
+        connection.execute(insert(Order).values(number=2, customer="bob"))
+        publish(store, connection, "b")
+        transaction.commit()
+    assert (stored(store), orders(store)) == (["b"], 1)
+
+
+def fail(connection: Connection) -> None:
+    raise ZeroDivisionError
 
 
 def test_a_database_without_our_tables_is_named_at_the_commit(sqlite_url):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -11,7 +12,7 @@ from sqlalchemy import Connection, Engine, Transaction, event
 
 from reliable_mq.errors import NoTransactionError
 from reliable_mq.message import Message
-from reliable_mq.store.outbox.writing import Pending, refuse_autocommit, write
+from reliable_mq.store.outbox.writing import Pending, refuse_autocommit
 
 if TYPE_CHECKING:
     from reliable_mq.store.store import Store
@@ -53,9 +54,7 @@ class _Buffer:
 
     def write(self, connection: Connection) -> None:
         count = len(self.pending)
-        for store, messages in self.pending.take().items():
-            write(store, connection, messages)
-            self.appended.add(store)
+        self.appended |= self.pending.write(lambda store: connection)
         self.written += count
 
 
@@ -140,7 +139,8 @@ def _open_buffer(connection: Connection) -> _Buffer | None:
 def _on_commit(connection: Connection) -> None:
     buffer = _open_buffer(connection)
     if buffer is not None:
-        buffer.write(connection)
+        dialect = connection.dialect
+        _write_or(buffer, connection, lambda: dialect.do_rollback(connection.connection))
         _signal_when_over(connection, buffer)
 
 
@@ -150,12 +150,27 @@ def _on_prepare(connection: Connection, xid: object) -> None:
         buffer.write(connection)
 
 
-def _on_commit_twophase(connection: Connection, xid: object, is_prepared: bool) -> None:
+def _on_commit_twophase(connection: Connection, xid: Any, is_prepared: bool) -> None:
     buffer = _open_buffer(connection)
     if buffer is not None:
         if not is_prepared:
-            buffer.write(connection)
+            dialect = connection.dialect
+            _write_or(
+                buffer,
+                connection,
+                lambda: dialect.do_rollback_twophase(connection, xid, is_prepared=False),
+            )
         _signal_when_over(connection, buffer)
+
+
+def _write_or(buffer: _Buffer, connection: Connection, roll_back: Callable[[], None]) -> None:
+    try:
+        buffer.write(connection)
+    except BaseException:
+        # SQLAlchemy takes a transaction for over whose commit failed, but the driver still has
+        # this one open: the next COMMIT would store its business rows without the messages.
+        roll_back()
+        raise
 
 
 def _on_rollback(connection: Connection, *details: Any) -> None:

@@ -17,7 +17,7 @@ from sqlalchemy.util.concurrency import in_greenlet
 from reliable_mq.errors import NoTransactionError
 from reliable_mq.message import Message
 from reliable_mq.store.outbox import connection_buffer
-from reliable_mq.store.outbox.writing import Pending, refuse_autocommit, write
+from reliable_mq.store.outbox.writing import Pending, refuse_autocommit
 
 if TYPE_CHECKING:
     from reliable_mq.store.store import Store
@@ -33,6 +33,7 @@ class _Frame:
 
     ``joined`` has the connections it began on, each with the savepoint that was open there then.
     ``dropped`` are topics of savepoints that ended inside it without commit or rollback.
+    ``commits`` counts the events that announced its commit, or that of a transaction around it.
     A ``sealed`` frame was written for its commit: whatever a later hook adds is written at once.
     """
 
@@ -91,7 +92,7 @@ def add(session: Session, store: Store, message: Message) -> None:
         may_write = not bind.dialect.is_async or in_greenlet()
         # What an outer frame holds must not be written inside a savepoint that may roll back.
         if may_write and not any(outer.pending for outer in frames[:-1]):
-            _write(session, state, [frame])
+            _write(session, state, frame)
 
 
 def pending(session: Session) -> list[Message]:
@@ -148,15 +149,13 @@ def _bind_of(session: Session, store: Store, frames: list[_Frame]) -> Connection
     return bind
 
 
-def _write(session: Session, state: _State, frames: list[_Frame]) -> None:
-    """Write what *frames* hold, in their order, inside the session's current transaction."""
-    held = Pending()
-    for frame in frames:
-        held.extend(frame.pending)
-    for store, messages in held.take().items():
-        connection = session.connection(bind_arguments=store.bind_arguments)
-        write(store, connection, messages)
-        state.appended.add(store)
+def _write(session: Session, state: _State, frame: _Frame) -> None:
+    """Write what *frame* holds inside the session's current transaction."""
+
+    def connect(store: Store) -> Connection:
+        return session.connection(bind_arguments=store.bind_arguments)
+
+    state.appended |= frame.pending.write(connect)
 
 
 # --- events -------------------------------------------------------------------------------------
@@ -180,7 +179,7 @@ def _before_commit(session: Session) -> None:
     if frame.pending:
         # First what the application's own hooks still publish while they flush.
         session.flush()
-        _write(session, state, [frame])
+        _write(session, state, frame)
     frame.sealed = True
 
 
@@ -189,23 +188,21 @@ def _after_commit(session: Session) -> None:
     if state is None:
         return
     nested = session.get_nested_transaction()
-    if nested is None:
-        _signal(session, state)
-    elif nested in state.frames:
+    if nested is not None:
         _merge(state, nested)
+    elif state.appended:
+        _signal(session, state)
 
 
 def _merge(state: _State, nested: SessionTransaction) -> None:
-    frame = state.frames[nested]
+    frame = state.frame(nested)
     outer = state.frame(_boundary(nested.parent))
     outer.pending.extend(frame.pending)
     outer.dropped.extend(frame.dropped)
-    frame.dropped.clear()
-    if frame.commits > 1:
-        # The end of "with session.begin()" found this savepoint still open: the event for the
-        # root came while it was innermost, and will not come again.
-        for around in state.around(_boundary(nested.parent)):
-            around.sealed = True
+    frame.dropped = []
+    # One event was for this savepoint. More of them: "with session.begin()" ended and found it
+    # open; the event for a transaction around it came while this one was innermost.
+    outer.commits += max(0, frame.commits - 1)
 
 
 def _boundary(transaction: SessionTransaction | None) -> SessionTransaction:
@@ -234,33 +231,27 @@ def _after_rollback(session: Session) -> None:
     transaction = session.get_nested_transaction() or session.get_transaction()
     if state is not None and transaction in state.frames:
         frame = state.frames[transaction]
-        frame.pending.truncate(0)
-        frame.dropped.clear()
+        frame.pending = Pending()
+        frame.dropped = []
 
 
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
     state: _State | None = session.info.get(_KEY)
     if state is None or (transaction.parent is not None and not transaction.nested):
         return
-    frame = state.frames.pop(transaction, None)
+    frame = state.frame(transaction)
+    del state.frames[transaction]
+    frame.dropped.extend(message.topic for message in frame.pending)
     if transaction.parent is None:
         del session.info[_KEY]
-    if frame is not None:
-        frame.dropped.extend(message.topic for message in frame.pending)
-        if transaction.parent is None:
-            _report_dropped(frame.dropped)
-        else:
-            _leave_savepoint(session, state, transaction.parent, frame)
-
-
-def _leave_savepoint(
-    session: Session, state: _State, parent: SessionTransaction, frame: _Frame
-) -> None:
-    outer = _boundary(parent)
+        _report_dropped(frame.dropped)
+        return
+    outer = _boundary(transaction.parent)
     state.frame(outer).dropped.extend(frame.dropped)
-    around = state.around(outer)
-    if state.frame(outer).sealed and any(each.pending for each in around):
-        _write(session, state, around)
+    if outer.parent is None and state.frame(outer).commits:
+        # The root is committing, and its own event has come and gone: see _merge.
+        _write(session, state, state.frame(outer))
+        state.frame(outer).sealed = True
 
 
 def _report_dropped(topics: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -93,14 +93,22 @@ class Pending:
         del self._messages[length:]
         self._size = sum(len(message.body) for message in self)
 
-    def take(self) -> dict[Store, list[Message]]:
-        """Return the messages of each store, in order, and forget them."""
-        taken: dict[Store, list[Message]] = {}
-        for store, message in self._messages:
-            taken.setdefault(store, []).append(message)
-        self._messages = []
+    def write(self, connect: Callable[[Store], Connection]) -> set[Store]:
+        """Insert the messages of each store, in order, and forget them; return the stores.
+
+        What could not be written is still held when an error leaves: a second attempt to commit
+        must not commit without it.
+        """
+        written: set[Store] = set()
+        while self._messages:
+            store = self._messages[0][0]
+            write(
+                store, connect(store), [message for own, message in self._messages if own is store]
+            )
+            written.add(store)
+            self._messages = [pair for pair in self._messages if pair[0] is not store]
         self._size = 0
-        return taken
+        return written
 
 
 class OutboxInsert:
