@@ -39,9 +39,11 @@ class Plan:
     prefetch: int
     instance: str
 
-    def queues(self) -> dict[str, Layout]:
-        """Return every queue with the layout of its topic."""
-        return {queue: layout for layout in self.layouts for queue in layout.queues(self.group)}
+    def queues(self) -> dict[str, str]:
+        """Return every queue with its topic."""
+        return {
+            queue: layout.topic for layout in self.layouts for queue in layout.queues(self.group)
+        }
 
     @property
     def prefetch_each(self) -> int:
@@ -105,8 +107,7 @@ class ConsumingConnection(Connection):
     def consume(self, queue: str) -> None:
         """Consume *queue* under a new epoch."""
         if self._left is None and queue not in self.consumers:
-            topic = self.plan.queues()[queue].topic
-            self.consumers[queue] = QueueConsumer(self, topic, queue)
+            self.consumers[queue] = QueueConsumer(self, queue)
 
     def gone(self, consumer: QueueConsumer, error: ReliableMQError | None) -> None:
         """Take note that a consumer's channel is closed, and consume the queue again.
@@ -168,9 +169,8 @@ class QueueConsumer:
     broker is made to close the channel; then they go back to the front.
     """
 
-    def __init__(self, connection: ConsumingConnection, topic: str, queue: str) -> None:
+    def __init__(self, connection: ConsumingConnection, queue: str) -> None:
         self.connection = connection
-        self.topic = topic
         self.queue = queue
         self.tags = OrderedTags() if connection.plan.ordered else CompetingTags()
         self.epoch = connection.mailbox.begin(queue)

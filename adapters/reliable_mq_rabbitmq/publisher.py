@@ -69,8 +69,8 @@ class Publisher:
         limit = self._context.max_message_bytes
         if len(message.body) > limit:
             return Refused(f"the body has {len(message.body)} bytes, the limit is {limit}")
-        routing_key = self._routing_key(message)
         try:
+            routing_key = self._routing_key(message)
             return Item(
                 index=index,
                 message_id=message.id,

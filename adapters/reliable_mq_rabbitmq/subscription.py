@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -33,7 +32,7 @@ class RabbitSubscription:
         self._operation_timeout = options.operation_timeout
         self._plan = plan
         self._mailbox = Mailbox()
-        self._topics = {queue: layout.topic for queue, layout in plan.queues().items()}
+        self._topics = plan.queues()
         self._held: dict[QueueConsumer, set[int]] = defaultdict(set)
         self._unflushed: set[QueueConsumer] = set()
         name = f"reliable-mq {plan.group} {plan.instance}"
@@ -137,9 +136,12 @@ class RabbitSubscription:
         if connection is None or group != self._plan.group:
             return 0
         queues = [queue for queue, of in self._topics.items() if of == topic]
-        with contextlib.suppress(TransportError):
+        try:
             return connection.unacked(queues, timeout)
-        return 0  # The connection ended: its messages are ready for others again.
+        except TransportError:
+            if not connection.ended:
+                raise
+            return 0  # What it held is ready for others again.
 
     def close(self) -> None:
         """See :meth:`reliable_mq.adapter.Subscription.close`."""

@@ -175,13 +175,14 @@ def test_what_is_on_the_wire_is_what_a_foreign_consumer_expects(
         Message(id="1", topic="orders", content_type="x" * 256),
         Message(id="1", topic="orders", headers={"large": "x" * 200_000}),
         Message(id="1", topic="orders", headers={"text": "\ud800"}),
+        Message(id="1", topic="orders", key="\ud800"),
     ],
-    ids=["id", "header name", "content type", "headers", "surrogate"],
+    ids=["id", "header name", "content type", "headers", "surrogate", "surrogate in the key"],
 )
 def test_what_amqp_cannot_carry_is_refused_and_the_connection_lives_on(
     adapter: Adapter, declare: Declare, reader: Read, unfit: Message
 ) -> None:
-    topic = declare()
+    topic = declare(partitions=2)
     good = message(topic)
     assert kinds(adapter.publish([unfit, good], TIMEOUT)) == [Refused, type(SENT)]
     assert ids_of(reader().take_only(1)) == [good.id]
