@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, create_engine, func, select
+from sqlalchemy import Engine, String, cast, create_engine, func, select
 
 from reliable_mq import ReliableMQ
 from tests.chaos.application import Step, build, effects, metadata
@@ -80,14 +80,11 @@ def produce(mq: ReliableMQ, topic: str, part: int, parts: int) -> None:
 
 
 def done(engine: Engine) -> bool:
-    query = select(
-        effects.c.consumer_group,
-        func.count(
-            func.distinct(effects.c.key + "/" + func.cast(effects.c.number, effects.c.key.type))
-        ),
-    ).group_by(effects.c.consumer_group)
+    message = effects.c.key + "/" + cast(effects.c.number, String)
+    query = select(effects.c.consumer_group, func.count(func.distinct(message)))
     with engine.connect() as connection:
-        counts = dict(connection.execute(query))
+        rows = connection.execute(query.group_by(effects.c.consumer_group)).all()
+    counts = {row[0]: row[1] for row in rows}
     return counts == {"ordered": MESSAGES, "unordered": MESSAGES}
 
 
