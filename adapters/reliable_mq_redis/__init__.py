@@ -51,6 +51,9 @@ the hash tag.
 ``{topic}:turn``               who has trimmed last
 =============================  ==========================================================
 
+The server's user needs ``+@read +@write +@connection +@scripting +time`` on these keys, for
+``inspect()`` also ``+info`` (and better ``+config|get``), in a cluster ``+cluster|slots``.
+
 What is promised
 ----------------
 *Sent* means: added, and confirmed as ``wait`` and ``wait_aof`` say. How long it then lasts is the

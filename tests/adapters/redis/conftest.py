@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 import pytest
@@ -15,6 +15,8 @@ from reliable_mq.testing.contract.base import fresh_name
 from reliable_mq_redis import open_adapter
 from reliable_mq_redis.adapter import RedisAdapter
 from tests.adapters.redis.proxy import Proxy
+
+Cut: TypeAlias = Callable[[], None]
 
 
 class Open(Protocol):
@@ -149,6 +151,19 @@ def proxy(redis_url: str, resources: ExitStack) -> Proxy:
 def through(redis_url: str, proxy: Proxy) -> str:
     """The URL of the server as seen through the proxy."""
     return f"redis://127.0.0.1:{proxy.port}{urlsplit(redis_url).path}"
+
+
+@pytest.fixture
+def cut(raw: Any) -> Cut:
+    """Ends every connection to the test's database but the raw client's own."""
+
+    def kill() -> None:
+        own, database = raw.client_id(), raw.client_info()["db"]
+        for client in raw.client_list():
+            if int(client["id"]) != own and int(client["db"]) == database:
+                raw.client_kill_filter(_id=client["id"])
+
+    return kill
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from reliable_mq.testing.contract.messages import (
 from reliable_mq.testing.contract.waiting import Deadline, wait_for
 from reliable_mq_redis import keys, scripts
 from reliable_mq_redis.adapter import RedisAdapter
-from tests.adapters.redis.conftest import Declare, Open, Subscribe
+from tests.adapters.redis.conftest import Cut, Declare, Open, Subscribe
 
 SHORT = 1.0
 
@@ -213,14 +213,14 @@ def test_an_epoch_is_never_used_twice_even_if_the_server_forgot_it(
 
 
 def test_a_broken_connection_begins_a_new_epoch_at_the_first_unacknowledged(
-    adapter: RedisAdapter, declare: Declare, subscribe: Subscribe, raw: Any
+    adapter: RedisAdapter, declare: Declare, subscribe: Subscribe, cut: Cut
 ) -> None:
     topic = declare(ordered=True)
     adapter.publish(numbered(topic, range(30)), 5.0)
     owner = subscribe(topic, ordered=True, prefetch=20)
     taken = receive(owner, 20)
     owner.ack([*taken[:5], taken[9]])
-    raw.client_kill_filter(_type="normal", skipme=True)
+    cut()
     with pytest.raises(TransportError):
         owner.receive(10, 5.0)
     batch = owner.receive(500, 1.0)
@@ -270,6 +270,20 @@ def test_partitions_are_shared_fairly_and_again_when_a_member_leaves(
         members.pop().close()
     assert owners(raw, topic, 8) == [b""] * 8
     assert raw.zcard(keys.members(topic, "billing")) == 0
+
+
+def test_members_of_the_time_before_a_clock_was_set_back_get_no_share(
+    open_one: Open, declare: Declare, subscribe: Subscribe, raw: Any
+) -> None:
+    topic = declare(partitions=4, ordered=True)
+    raw.zadd(keys.members(topic, "billing"), {"dead": 9_999_999_999_999})
+    only = subscribe(topic, ordered=True, adapter=open_one())
+    wait_for(
+        lambda: b"" not in owners(raw, topic, 4),
+        "all partitions at the only member",
+        meanwhile=lambda: idle([only]),
+        seconds=5,
+    )
 
 
 def test_the_partition_with_the_least_in_flight_is_given_up_for_balance(
