@@ -135,9 +135,9 @@ class Listener:
         # Through the engine, for its way to log in; detached, because LISTEN must not be left
         # on a connection that goes back to the pool.
         pooled = self._store.engine.raw_connection()
+        connection: Any = pooled.driver_connection
         pooled.detach()
         try:
-            connection: Any = pooled.driver_connection
             connection.autocommit = True
             connection.execute(f"LISTEN {channel_of(self._store)}")
             self._woken()

@@ -66,13 +66,14 @@ class Waiting:
     """Topics, keys and single rows without a key that are not to be tried for some seconds.
 
     What has no route waits by *clock*, as its ``try_at`` in the outbox does. What has no
-    confirmation waits by real time: that is about the state of a network. Bounded: of many keys
+    confirmation waits by *real* time: that is about the state of a network. Bounded: of many keys
     their whole topics wait instead. In memory only, for another relay may well try at once. Used
     by one thread at a time.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, *, real: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._real = real
         self._topics: _Waits[str] = _Waits(_MAX_TOPICS)
         self._keys: _Waits[RowKey] = _Waits(_MAX_KEYS)
         self._rows: _Waits[int] = _Waits(_MAX_ROWS)
@@ -134,7 +135,7 @@ class Waiting:
         return wait.until - self._now(wait.no_route)
 
     def _now(self, no_route: bool) -> float:
-        return self._clock.monotonic() if no_route else time.monotonic()
+        return self._clock.monotonic() if no_route else self._real()
 
     def _forget(self, still: Callable[[_Wait], bool]) -> None:
         self._topics.keep(still)

@@ -26,6 +26,8 @@ from reliable_mq.store.times import to_micros
 ADAPTER = "scripted"
 ALL_SLOTS = range(OUTBOX_SLOTS)
 DEADLINE = 30.0
+NEVER = 600.0
+"""Seconds that no test waits: what happens sooner happened for another reason."""
 
 UNKNOWN = Unknown("no answer in time")
 UNROUTABLE = Unroutable("nobody is bound to it")
@@ -200,6 +202,11 @@ def make_relay(
         clock=clock or SystemClock(),
         instance=instance,
     )
+
+
+def make_sleepy_relay(store: Store, broker: Any, **options: Any) -> Relay:
+    """One that looks only when it is woken, or when it has a reason of its own."""
+    return make_relay(store, broker, poll_interval=NEVER, lease=3 * NEVER, **options)
 
 
 def drain(*relays: Relay) -> int:

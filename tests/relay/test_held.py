@@ -10,13 +10,13 @@ from reliable_mq.store import Store
 from reliable_mq.store.outbox.held import DiscardTooEarlyError, OutboxDesk, outbox_status
 from reliable_mq.store.outbox.sending import Unfit, hold
 from tests.relay.support import (
-    DEADLINE,
     REFUSED,
     commit,
     drain,
     execute,
     held,
     make_relay,
+    make_sleepy_relay,
     message,
     put,
     read,
@@ -103,7 +103,7 @@ def test_a_discard_is_refused_while_a_stopped_relay_may_still_send(timed_store, 
 
 def test_a_retry_wakes_the_relay(store, broker, desk):
     number = hold_first(store, broker, "k1", "k2")
-    with running(make_relay(store, broker, instance="two", poll_interval=DEADLINE)):
+    with running(make_sleepy_relay(store, broker, instance="two")):
         desk.retry(number)
         broker.wait_for(lambda: broker.log == ["k1", "k2"], "the relay was not woken")
 

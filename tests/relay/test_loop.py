@@ -29,6 +29,7 @@ from tests.relay.support import (
     eventually,
     held,
     make_relay,
+    make_sleepy_relay,
     message,
     running,
     waiting,
@@ -53,7 +54,7 @@ def test_it_sends_what_was_committed_before_and_while_it_runs(store, broker):
 
 
 def test_a_commit_in_this_process_wakes_it(store, broker):
-    relay = make_relay(store, broker, poll_interval=DEADLINE)
+    relay = make_sleepy_relay(store, broker)
     with running(relay):
         eventually(lambda: relay._leases.held, "it did not start")
         for n in range(3):
@@ -69,7 +70,7 @@ def test_without_a_hint_it_looks_every_poll_interval(store, broker):
 
 
 def test_an_idle_relay_ends_at_once_when_woken(store, broker):
-    one = Running(make_relay(store, broker, poll_interval=DEADLINE)).start()
+    one = Running(make_sleepy_relay(store, broker)).start()
     eventually(lambda: one.relay._leases.held, "it did not start")
     started = time.monotonic()
     one.end()
@@ -276,7 +277,7 @@ def test_a_refused_message_that_cannot_be_held_stops_only_its_key(store, broker,
 def test_topics_without_a_route_go_out_soon_after_their_consumer_came(store, broker):
     broker.topics["nobody"] = UNROUTABLE
     commit(store, message("m", topic="nobody"))
-    with running(make_relay(store, broker, poll_interval=DEADLINE)):
+    with running(make_sleepy_relay(store, broker)):
         broker.wait_for(lambda: len(broker.calls) >= 2, "it did not try again")
         del broker.topics["nobody"]
         broker.wait_for(lambda: broker.log == ["m"], "it did not try again")
@@ -286,7 +287,7 @@ def test_an_operators_discard_lets_the_key_go_on_at_once(store, broker):
     broker.answer("k1", REFUSED)
     commit(store, message("k1"), message("k2"))
     desk = OutboxDesk(store, discard_after=0.0)
-    with running(make_relay(store, broker, poll_interval=DEADLINE)):
+    with running(make_sleepy_relay(store, broker)):
         eventually(lambda: held(store) == ["k1"], "it was not held")
         desk.discard(desk.entries(held=True)[0].id)
         broker.wait_for(lambda: broker.log == ["k2"], "the relay was not woken")

@@ -1,0 +1,185 @@
+"""Hints between processes; a store of its own stands for each process here."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import psycopg
+import pytest
+from sqlalchemy import event, text
+
+from reliable_mq.store import Store, outbox
+from reliable_mq.wakeup import Listener, Notifier, channel_of
+from tests.relay.support import (
+    ADAPTER,
+    DEADLINE,
+    commit,
+    eventually,
+    make_sleepy_relay,
+    message,
+    running,
+)
+
+
+@pytest.fixture
+def elsewhere(postgresql_store, postgresql_url):
+    """The store as another process has it, with a notifier."""
+    store = Store(database_url=postgresql_url, adapter=ADAPTER)
+    notifier = Notifier(store)
+    notifier.start()
+    yield store
+    notifier.close()
+    store.dispose()
+
+
+class Hints:
+    def __init__(self) -> None:
+        self.count = 0
+        self.changed = threading.Condition()
+
+    def __call__(self) -> None:
+        with self.changed:
+            self.count += 1
+            self.changed.notify_all()
+
+    def wait(self, count: int) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.count >= count, DEADLINE), self.count
+
+
+@pytest.fixture
+def hints(postgresql_store):
+    found = Hints()
+    listener = Listener(postgresql_store, found)
+    listener.start()
+    found.wait(1)  # it hints once when it begins to listen: something may have come before
+    yield found
+    listener.close()
+
+
+def append(store: Store, name: str) -> None:
+    with store.transaction() as connection:
+        outbox.append(store, connection, message(name))
+
+
+def test_a_commit_in_another_process_wakes_the_relay(postgresql_store, elsewhere, broker):
+    relay = make_sleepy_relay(postgresql_store, broker)
+    with running(relay):
+        append(elsewhere, "m0")
+        broker.wait_for(lambda: broker.log == ["m0"], "the relay did not start")
+        for n in range(1, 5):
+            append(elsewhere, f"m{n}")
+            broker.wait_for(lambda n=n: f"m{n}" in broker.log, "the commit woke nobody")
+
+
+def test_the_last_of_many_commits_is_always_followed_by_a_hint(elsewhere, hints):
+    """And many commits do not make as many hints."""
+    for _ in range(300):
+        elsewhere.after_append()
+    hints.wait(2)
+    before = hints.count
+    assert before < 50
+    elsewhere.after_append()
+    hints.wait(before + 1)
+
+
+def test_a_rolled_back_transaction_hints_at_nothing(elsewhere, hints):
+    before = hints.count
+    with pytest.raises(RuntimeError), elsewhere.transaction() as connection:  # noqa: PT012
+        outbox.append(elsewhere, connection, message("never"))
+        raise RuntimeError
+    append(elsewhere, "m")
+    hints.wait(before + 1)
+    assert hints.count == before + 1
+
+
+def test_the_hint_is_not_part_of_the_business_transaction(elsewhere, hints):
+    statements: list[tuple[int, str]] = []
+
+    @event.listens_for(elsewhere.engine, "before_cursor_execute")
+    def see(connection, cursor, statement, parameters, context, many):
+        statements.append((threading.get_ident(), statement))
+
+    append(elsewhere, "m")
+    hints.wait(2)
+    notifies = [thread for thread, statement in statements if statement.startswith("NOTIFY")]
+    assert notifies
+    assert threading.get_ident() not in notifies
+
+
+def test_the_listener_connects_again(postgresql_store, elsewhere, hints, monkeypatch):
+    monkeypatch.setattr("reliable_mq.wakeup._RECONNECT", 0.01)
+    before = hints.count
+    with elsewhere.engine.connect() as connection:
+        killed = connection.execute(
+            text(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+                "WHERE query LIKE 'LISTEN %' AND datname = current_database()"
+            )
+        )
+        assert killed.scalar_one() == 1
+    hints.wait(before + 1)
+    append(elsewhere, "m")
+    hints.wait(before + 2)
+
+
+def test_a_database_that_is_down_fails_no_commit_and_ends_no_thread(elsewhere, hints, monkeypatch):
+    before = hints.count
+
+    def refuse(*arguments):
+        raise psycopg.OperationalError("connection refused")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(elsewhere.engine.dialect, "do_execute", refuse)
+        broken.setattr(elsewhere.engine.dialect, "do_execute_no_params", refuse)
+        elsewhere.after_append()
+        time.sleep(0.05)  # gives the thread a chance to die of it
+    elsewhere.after_append()
+    hints.wait(before + 1)
+
+
+def test_nothing_is_left_behind(postgresql_store, postgresql_url):
+    threads = threading.active_count()
+    notifier = Notifier(postgresql_store)
+    listener = Listener(postgresql_store, lambda: None)
+    notifier.start()
+    notifier.start()
+    listener.start()
+    append(postgresql_store, "m")
+    for _ in range(2):
+        notifier.close()
+        listener.close()
+    assert threading.active_count() == threads
+    assert postgresql_store.on_appended == []
+    with postgresql_store.engine.connect() as connection:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN %%'"
+        eventually(
+            lambda: connection.exec_driver_sql(query).scalar_one() == 0, "a connection is left"
+        )
+
+
+def test_elsewhere_than_on_postgresql_nothing_is_started(sqlite_url):
+    store = Store(database_url=sqlite_url, adapter=ADAPTER)
+    store.create()
+    threads = threading.active_count()
+    notifier, listener = Notifier(store), Listener(store, lambda: None)
+    notifier.start()
+    listener.start()
+    commit(store, message("m"))
+    assert (threading.active_count(), store.on_appended) == (threads, [])
+    notifier.close()
+    listener.close()
+    store.dispose()
+
+
+def test_each_prefix_and_schema_has_a_channel_of_its_own():
+    url = "postgresql+psycopg://app@localhost/app"
+    stores = [
+        Store(database_url=url),
+        Store(database_url=url, table_prefix="other_"),
+        Store(database_url=url, db_schema="other"),
+    ]
+    channels = {channel_of(store) for store in stores}
+    assert len(channels) == 3
+    assert all(channel.isidentifier() and len(channel) < 63 for channel in channels)
