@@ -243,6 +243,22 @@ def test_pending_messages_can_be_looked_at(store, shop):
         assert outbox.pending(connection) == []
 
 
+def test_messages_can_be_written_before_the_commit_in_their_order(store, shop):
+    with inserts(shop, store) as seen, shop.begin() as connection:
+        outbox.flush(connection)
+        publish(store, connection, "a")
+        savepoint = connection.begin_nested()
+        publish(store, connection, "b")
+        outbox.flush(connection)  # "a" would be lost with the savepoint
+        assert seen == []
+        savepoint.rollback()
+        outbox.flush(connection)
+        assert seen == [1]
+        publish(store, connection, "c")
+    assert seen == [1, 1]
+    assert stored(store) == ["a", "c"]
+
+
 def test_listeners_are_told_after_the_commit_and_only_then(store, shop):
     seen: list[list[str]] = []
     store.on_appended.append(lambda: seen.append(stored(store)))

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from reliable_mq.store.outbox.appending import append, pending
+from reliable_mq.store.outbox.appending import append, flush, pending
 
-__all__ = ["append", "pending"]
+__all__ = ["append", "flush", "pending"]

@@ -45,6 +45,15 @@ def pending(target: AnyTarget) -> list[Message]:
     return connection_buffer.pending(inner)
 
 
+def flush(connection: Connection) -> None:
+    """Write the messages published into *connection* now, inside its transaction.
+
+    Its COMMIT would do so by itself. Done before, an error of the INSERT cannot be taken for a
+    COMMIT of unknown outcome. Inside a savepoint, messages from outside it stay unwritten.
+    """
+    connection_buffer.flush(connection)
+
+
 def _unwrap(target: AnyTarget) -> Session | Connection:
     if isinstance(target, Session | Connection):
         return target

@@ -88,6 +88,13 @@ def pending(connection: Connection) -> list[Message]:
     return [] if buffer is None else list(buffer.pending)
 
 
+def flush(connection: Connection) -> None:
+    """Write what the transaction on *connection* holds back, inside it, and now."""
+    buffer = _open_buffer(connection)
+    if buffer is not None and buffer.may_write_in(_savepoint_of(connection)):
+        buffer.write(connection)
+
+
 def signal_after_commit(connection: Connection, store: Store) -> None:
     """Have *store* told once the transaction open on *connection*, which holds rows, commits."""
     _buffer_of(connection).appended.add(store)
