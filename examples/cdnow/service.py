@@ -60,14 +60,14 @@ class LedgerBusyError(Exception):
 
 
 mq = ReliableMQ(Settings())
-purchases = mq.topic("cdnow.purchases", Purchased, partitions=8)
+purchases = mq.topic(os.environ.get("CDNOW_TOPIC", "cdnow.purchases"), Purchased, partitions=8)
 
-FAILING = int(os.environ.get("CDNOW_FAIL_ONE_IN", "200"))
+FAILING_ONE_IN = 200
 
 
 def attempts_that_fail(line: int) -> int:
     """Return how many attempts at a line are made to fail: none, one, or several."""
-    if not FAILING or zlib.crc32(str(line).encode()) % FAILING:
+    if zlib.crc32(str(line).encode()) % FAILING_ONE_IN:
         return 0
     return 1 + line % 3
 
@@ -85,10 +85,7 @@ def book(purchase: Purchased, session: Session, delivery: Delivery) -> None:
     if delivery.attempt <= attempts_that_fail(purchase.line):
         raise LedgerBusyError(f"line {purchase.line}, attempt {delivery.attempt}")
     last = session.scalars(
-        select(Entry)
-        .where(Entry.customer == purchase.customer)
-        .order_by(Entry.id.desc())
-        .limit(1)
+        select(Entry).where(Entry.customer == purchase.customer).order_by(Entry.id.desc()).limit(1)
     ).first()
     session.add(
         Entry(

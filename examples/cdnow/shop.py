@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from sqlalchemy import func, select
+
 from examples.cdnow.data import Row, read_rows
 from examples.cdnow.service import Purchase, Purchased, mq, purchases
 
@@ -25,14 +27,22 @@ def sell(row: Row) -> None:
             mq.publish(purchases, announcement, key=row.customer, message_id=message.id)
 
 
+def sold() -> int:
+    """Return the last line that is sold: a shop that was killed goes on behind it."""
+    with mq.transaction() as session:
+        return session.scalar(select(func.max(Purchase.line))) or 0
+
+
 def main() -> None:
-    """Sell every purchase of the file."""
+    """Sell every purchase of the file that is not sold yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=None, help="so many of them")
     rows = parser.parse_args().rows
-    for row in read_rows(rows):
-        sell(row)
-    mq.close()
+    with mq:
+        last = sold()
+        for row in read_rows(rows):
+            if row.line > last:
+                sell(row)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The smallest service: an order and its message in one transaction, charged once.
 
-    python -m examples.quickstart.orders
+python -m examples.quickstart.orders
 """
 
 from pydantic import BaseModel
