@@ -72,7 +72,14 @@ class Running:
 
     async def __aenter__(self) -> Service:
         loop = asyncio.get_running_loop()
-        return await asyncio.to_thread(self._start, loop)
+        starting = asyncio.ensure_future(asyncio.to_thread(self._start, loop))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # The thread goes on, and nobody would leave the block that it opens.
+            await asyncio.wait([starting])
+            await asyncio.to_thread(self._stop)
+            raise
 
     async def __aexit__(
         self,

@@ -148,6 +148,8 @@ class Service:
         if self._relay_thread is not None:
             deadline = max(deadline, now + seconds(self._settings.relay.publish_timeout) + 5.0)
             self._relay_thread.join(max(0.0, deadline - time.monotonic()))
+        for consumer in self.consumers:
+            consumer.processor.lane.close()
         if self._own_loop is not None:
             self._own_loop.stop()
         left = sum(consumer.left for consumer in self.consumers)
@@ -213,7 +215,9 @@ class Service:
         if lag:
             return [f"{name}: {lag} messages not acknowledged"]
         with self._runtime.store.engine.connect() as connection:
-            due_in = self._looker.next_due_in(connection, group, topic)
+            due_in = self._looker.next_due_in(
+                connection, group, topic, heads_only=consumer.spec.ordered
+            )
         if due_in is not None and due_in <= 0:
             return [f"{name}: a retry is due"]
         if not consumer.scheduler.idle:

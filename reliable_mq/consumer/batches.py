@@ -38,7 +38,10 @@ class BatchProcessor:
             return self._one_by_one(items)
         try:
             done = self._together(together)
-        except Exception as error:  # noqa: BLE001 - each is judged by itself now
+        except BaseException as error:
+            if not isinstance(error, Exception) and self._processor.lane.ends_with(error):
+                raise
+            # Each is judged by itself now.
             log.debug("a batch of %d failed, each by itself now: %r", len(together), error)
             return self._one_by_one(items)
         if done is None:

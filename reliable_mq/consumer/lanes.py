@@ -29,9 +29,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("reliable_mq")
 
+_CANCELLING = 10.0
+"""Seconds that a cancelled handler has to end."""
+
 
 class HandlerStoppedError(ReliableMQError):
-    """A handler was cancelled, or tried to end the process: not a success, and not our end."""
+    """A handler was cancelled or raised no ``Exception``: it failed, and its worker goes on."""
 
 
 AnyContext = AbstractContextManager[Any] | AbstractAsyncContextManager[Any]
@@ -56,7 +59,11 @@ class Lane(Protocol):
         arguments: Mapping[str, Any],
         timeout: float | None,
     ) -> None:
-        """Run the handler to its end; whatever stops it short leaves as an ``Exception``."""
+        """Run the handler to its end. It may raise anything, ``BaseException`` included."""
+        ...
+
+    def ends_with(self, error: BaseException) -> bool:
+        """Tell whether *error*, which is no ``Exception``, is the end of the worker itself."""
         ...
 
     def entered(self, context: AnyContext) -> AbstractContextManager[None]:
@@ -73,6 +80,10 @@ class Lane(Protocol):
 
     def start(self, scheduler: Scheduler, run: Run, name: str, workers: int) -> None:
         """Let *workers* workers take work from *scheduler* and *run* it, until it is stopped."""
+        ...
+
+    def close(self) -> None:
+        """Cancel what still runs after the stop, where that is possible."""
         ...
 
 
@@ -99,10 +110,11 @@ class SyncLane:
         timeout: float | None,
     ) -> None:
         """Call the handler on this thread."""
-        try:
-            handler.invoke(payload, arguments)
-        except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
-            raise HandlerStoppedError(f"the handler raised {type(error).__name__}") from error
+        handler.invoke(payload, arguments)
+
+    def ends_with(self, error: BaseException) -> bool:
+        """Return False: nobody can stop a thread from outside."""
+        return False
 
     @contextmanager
     def entered(self, context: AnyContext) -> Iterator[None]:
@@ -131,6 +143,9 @@ class SyncLane:
             threading.Thread(
                 target=_work, args=(scheduler, run), name=f"{name}-{number}", daemon=True
             ).start()
+
+    def close(self) -> None:
+        """Do nothing: a thread cannot be cancelled."""
 
 
 def _work(scheduler: Scheduler, run: Run) -> None:
@@ -165,7 +180,14 @@ class AsyncLane:
         timeout: float | None,
     ) -> None:
         """Await the handler, cancelled after *timeout* seconds."""
-        await_(_to_its_end(handler.invoke(payload, arguments), timeout))
+        await_(_within(timeout, handler.invoke(payload, arguments)))
+
+    def ends_with(self, error: BaseException) -> bool:
+        """Tell a handler that cancels itself from us, who cancel its task at the end."""
+        if isinstance(error, asyncio.CancelledError):
+            task = asyncio.current_task()
+            return self._stop.is_set() and task is not None and task.cancelling() > 0
+        return isinstance(error, GeneratorExit)  # the loop is gone, with everything on it
 
     @contextmanager
     def entered(self, context: AnyContext) -> Iterator[None]:
@@ -201,17 +223,28 @@ class AsyncLane:
     def start(self, scheduler: Scheduler, run: Run, name: str, workers: int) -> None:
         """Start tasks on the loop, from any thread."""
         for number in range(workers):
-            self._loop.call_soon_threadsafe(self._spawn, scheduler, run, f"{name}-{number}")
+            self._loop.call_soon_threadsafe(self._begin, scheduler, run, f"{name}-{number}")
 
-    def _spawn(self, scheduler: Scheduler, run: Run, name: str) -> None:
-        task = self._loop.create_task(self._work(scheduler, run), name=name)
-        self._tasks.add(task)  # the loop itself holds tasks only weakly
-        task.add_done_callback(self._tasks.discard)
-
-    async def _work(self, scheduler: Scheduler, run: Run) -> None:
+    def _begin(self, scheduler: Scheduler, run: Run, name: str) -> None:
         ready = asyncio.Event()
         scheduler.add_waker(lambda: self._wake(ready))
-        while not scheduler.stopped:
+        self._spawn(scheduler, run, name, ready)
+
+    def _spawn(self, scheduler: Scheduler, run: Run, name: str, ready: asyncio.Event) -> None:
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not scheduler.stopped:
+                # A handler has cancelled the task it ran in: others must not wait for ever.
+                self._spawn(scheduler, run, name, ready)
+
+        task = self._loop.create_task(self._work(scheduler, run, ready), name=name)
+        self._tasks.add(task)  # the loop itself holds tasks only weakly
+        task.add_done_callback(ended)
+
+    async def _work(self, scheduler: Scheduler, run: Run, ready: asyncio.Event) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - this is one
+        while not scheduler.stopped and not task.cancelling():
             ready.clear()
             work, wait = scheduler.try_take()
             if work is not None:
@@ -222,6 +255,22 @@ class AsyncLane:
             except TimeoutError:
                 continue
 
+    def close(self) -> None:
+        """Cancel what still runs on the loop, and wait some seconds for its end."""
+        if not self._tasks or self._loop.is_closed():
+            return
+        ended = asyncio.run_coroutine_threadsafe(self._cancel(), self._loop)
+        try:
+            ended.result(_CANCELLING)
+        except TimeoutError:
+            log.warning("a handler does not end when it is cancelled")
+
+    async def _cancel(self) -> None:
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     def _wake(self, ready: asyncio.Event) -> None:
         try:
             self._loop.call_soon_threadsafe(ready.set)
@@ -230,14 +279,6 @@ class AsyncLane:
             log.debug("the event loop of the handlers is closed")
 
 
-async def _to_its_end(handler: Awaitable[Any], timeout: float | None) -> None:
-    try:
-        async with asyncio.timeout(timeout):
-            await handler
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise  # it is we who are being stopped
-        raise HandlerStoppedError("the handler was cancelled") from error
-    except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
-        raise HandlerStoppedError(f"the handler raised {type(error).__name__}") from error
+async def _within(timeout: float | None, handler: Awaitable[Any]) -> None:
+    async with asyncio.timeout(timeout):
+        await handler

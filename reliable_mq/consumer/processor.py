@@ -20,7 +20,7 @@ from tenacity import RetryCallState, Retrying, retry_if_result, stop_after_attem
 from reliable_mq import events as ev
 from reliable_mq.consumer.failures import FailureBook
 from reliable_mq.consumer.items import Again, Ended, Item, Result
-from reliable_mq.consumer.lanes import AnyContext, Lane
+from reliable_mq.consumer.lanes import AnyContext, HandlerStoppedError, Lane
 from reliable_mq.consumer.reports import Reporter
 from reliable_mq.consumer.subjects import Books, Fresh, Stored, Subject
 from reliable_mq.consumer.transaction import HandlerTransaction, handler_transaction
@@ -161,6 +161,11 @@ class Processor:
             result = self._handle(subject, subject.delivery(number), progress)
         except Exception as error:  # noqa: BLE001 - handlers raise anything
             return self._judge(subject, error, progress, tries)
+        except BaseException as error:
+            if self.lane.ends_with(error):
+                raise
+            stopped = HandlerStoppedError(f"the handler raised {type(error).__name__}")
+            return self._judge(subject, stopped, progress, tries)
         subject.collisions = 0
         if result is Ended.HANDLED:
             self.reporter.handled(subject.message, number, time.monotonic() - started)
@@ -217,9 +222,17 @@ class Processor:
         """Enter the application's ``around`` for one attempt, if there is one."""
         if self._around is None:
             yield
-        else:
-            with self.lane.entered(self._around(delivery)):
+            return
+        failed: list[BaseException] = []
+        with self.lane.entered(self._around(delivery)):
+            try:
                 yield
+            except BaseException as error:
+                failed.append(error)
+                raise
+        if failed:
+            # It may look at the error, but not hide it: nothing of the attempt was kept.
+            raise failed[0]
 
     def call(
         self, payload: Any, delivery: Delivery, transaction: HandlerTransaction | None

@@ -158,7 +158,9 @@ class RetryLoop:
             due = self._retries.due(
                 connection, group.group, group.topic, slots, limit=BATCH, heads_only=ordered
             )
-            left = self._retries.next_due_in(connection, group.group, group.topic)
+            left = self._retries.next_due_in(
+                connection, group.group, group.topic, heads_only=ordered
+            )
         queued = sum(group.consumer.scheduler.put_retry(waiting) for waiting in due)
         # Rows that are due but not queued are worked on already, here or elsewhere.
         group.next_due = left if left is not None and left > 0 else (0.05 if queued else POLL)

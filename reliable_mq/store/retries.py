@@ -215,17 +215,21 @@ class Retries:
         )
         return int(connection.execute(query).scalar_one())
 
-    def next_due_in(self, connection: Connection, group: str, topic: str) -> float | None:
+    def next_due_in(
+        self, connection: Connection, group: str, topic: str, *, heads_only: bool
+    ) -> float | None:
         """Return the seconds until the first row is due (negative: overdue), None without rows.
 
-        Followers are due at once but move only after their head, so they do not count.
+        With *heads_only* (ordered groups) followers, which are due at once but move only after
+        their head, do not count.
         """
         table = self._table
         query = select(func.min(table.c.due_at) - self._store.now()).where(
             table.c.consumer_group == group,
             table.c.topic == topic,
-            ~self._earlier_exists(),
         )
+        if heads_only:
+            query = query.where(~self._earlier_exists())
         micros = connection.execute(query).scalar_one()
         return None if micros is None else int(micros) / 1_000_000
 

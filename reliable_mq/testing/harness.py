@@ -68,7 +68,11 @@ class Harness:
 
     def __enter__(self) -> Self:
         self._open()
-        self._mq.declare()
+        try:
+            self._mq.declare()
+        except BaseException:
+            self._restore()
+            raise
         return self
 
     def __exit__(
@@ -82,7 +86,11 @@ class Harness:
 
     async def __aenter__(self) -> Self:
         self._open()
-        await self._mq.adeclare()
+        try:
+            await self._mq.adeclare()
+        except BaseException:
+            self._restore()
+            raise
         return self
 
     async def __aexit__(
@@ -165,7 +173,7 @@ class Harness:
         retries = Retries(self._mq.store)
         with self._mq.store.engine.connect() as connection:
             found = [
-                retries.next_due_in(connection, spec.group, spec.topic)
+                retries.next_due_in(connection, spec.group, spec.topic, heads_only=spec.ordered)
                 for spec in self._mq.handlers
             ]
         return min((wait for wait in found if wait is not None), default=None)
