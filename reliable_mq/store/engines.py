@@ -59,15 +59,16 @@ class Engines:
         self._sync = engine
         self._async = async_engine
         self.url = _url_of(database_url, engine, async_engine)
-        self._check()
+        self._in_memory = is_memory(self.url)
         self._memory_thread: int | None = None
+        self._check()
         hidden = engine or (async_engine.sync_engine if async_engine is not None else None)
         self.identity: Identity = identity_of(self.url, hidden)
         _forked.add(self)
 
     def _check(self) -> None:
         if self._given is None:
-            if is_memory(self.url):
+            if self._in_memory:
                 raise ConfigurationError(
                     f"{redact_url(str(self.url))!r} is SQLite in memory, which each connection "
                     "has for itself: name a file, for example sqlite:///reliable_mq.db"
@@ -92,7 +93,7 @@ class Engines:
                 if self._sync is None:
                     self._sync = _create(sync_url(self.url))
                 engine = self._sync
-        elif engine is self._given and is_memory(engine.url):
+        elif self._in_memory:
             self._keep_to_one_thread()
         return engine
 
@@ -126,7 +127,7 @@ class Engines:
         """
         if self._given_async is not None:
             return
-        if is_memory(self.url):
+        if self._in_memory:
             raise ConfigurationError(
                 "the engine is SQLite in memory, which an async engine cannot reach: name a file"
             )

@@ -111,8 +111,9 @@ class Store:
 
     def include_tables(self, metadata: MetaData) -> Tables:
         """Add the tables to *metadata*, as this store's database wants them."""
-        name = "mysql" if self.dialect.name == "mysql" else self.dialect.name
-        return build_tables(metadata, dialect=name, prefix=self._prefix, schema=self._schema)
+        return build_tables(
+            metadata, dialect=self.dialect.name, prefix=self._prefix, schema=self._schema
+        )
 
     def create(self, *, instance: str | None = None) -> None:
         """Create what is missing; idempotent, and safe when several processes do it at once.
@@ -126,6 +127,10 @@ class Store:
             found = settle_version(
                 own, self.tables, adapter=self.adapter, now=self.now(), instance=instance
             )
+        if self._store_id != found.store_id:
+            # Tables made anew are another store, also for what was verified before.
+            self._verified = WeakSet()
+            self._store_id = None
         self._remember(found.store_id, self.engine.pool)
 
     def check(self) -> list[str]:
@@ -137,11 +142,11 @@ class Store:
             version = read_version(connection, self.tables.version)
         if version is None:
             return [*found, "the version row is missing: run declare()"]
-        for check in (check_schema_version, lambda v: check_adapter(v, self.adapter)):
-            try:
-                check(version)
-            except ConfigurationError as error:
-                found.append(str(error))
+        try:
+            check_schema_version(version)
+            check_adapter(version, self.adapter)
+        except ConfigurationError as error:
+            found.append(str(error))
         return found
 
     def ddl(self) -> str:

@@ -245,6 +245,9 @@ def test_a_claim_writes_every_column(bridge):
         waiting = [row(store, "waiting", done=False)]
         store.dialect.claim(connection, store.tables.inbox, waiting, lock_timeout=1)
         claim(store, connection, "done")
+        now = round(time.time() * 1e6)
+        fixed = [row(store, "fixed") | {"received_at": now, "done_at": now}]
+        store.dialect.claim(connection, store.tables.inbox, fixed, lock_timeout=1)
         return {
             found.message_id: (
                 found.consumer_group,
@@ -257,7 +260,11 @@ def test_a_claim_writes_every_column(bridge):
         }
 
     common = ("billing", "orders", b"\x00\xff" * 8, True)
-    assert in_begun(bridge, work) == {"waiting": (*common, False), "done": (*common, True)}
+    assert in_begun(bridge, work) == {
+        "waiting": (*common, False),
+        "done": (*common, True),
+        "fixed": (*common, True),
+    }
 
 
 @pytest.mark.parametrize("ids", [("b",), ("a", "b", "c")], ids=["alone", "in a batch"])

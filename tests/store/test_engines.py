@@ -266,22 +266,24 @@ def test_engines_that_hide_where_they_connect_are_told_apart():
 # --- pooled connections -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
-def test_a_pooled_connection_that_died_while_it_was_idle_is_replaced(request, kind, monkeypatch):
-    store = Store(database_url=request.getfixturevalue(f"{kind}_url"))
-    own = "pg_backend_pid()" if kind == "postgresql" else "CONNECTION_ID()"
-    end = "SELECT pg_terminate_backend({})" if kind == "postgresql" else "KILL {}"
-    with store.engine.connect() as connection:
-        backend = connection.execute(text(f"SELECT {own}")).scalar_one()
-    other = create_engine(store.engine.url)
+@pytest.mark.parametrize("bridge", ["psycopg", "asyncpg", "pymysql", "asyncmy"], indirect=True)
+def test_a_pooled_connection_that_died_while_it_was_idle_is_replaced(bridge, monkeypatch):
+    on_mysql = bridge.store.dialect.name == "mysql"
+    ask = text("SELECT CONNECTION_ID()" if on_mysql else "SELECT pg_backend_pid()")
+    end = "KILL {}" if on_mysql else "SELECT pg_terminate_backend({}, 10000)"
+
+    def backend() -> Any:
+        with bridge.engine.connect() as connection:
+            return connection.execute(ask).scalar_one()
+
+    first = bridge.run(backend)
+    other = create_engine(bridge.store.engine.url)
     with other.begin() as connection:
-        connection.execute(text(end.format(backend)))
+        connection.execute(text(end.format(first)))
     other.dispose()
     later = time.monotonic() + 60
     monkeypatch.setattr("reliable_mq.store.engines.time.monotonic", lambda: later)
-    with store.engine.connect() as connection:
-        assert connection.execute(text(f"SELECT {own}")).scalar_one() != backend
-    store.dispose()
+    assert bridge.run(backend) != first
 
 
 def test_a_connection_in_steady_use_is_not_asked_whether_it_lives(postgresql_url, monkeypatch):

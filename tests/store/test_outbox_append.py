@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from typing import Any
 
@@ -701,15 +700,14 @@ def test_listeners_are_told_after_the_outer_commit_of_a_joined_session(store, sh
     seen: list[list[str]] = []
     store.on_appended.append(lambda: seen.append(stored(store)))
     with shop.connect() as connection:
-        with Session(connection, join_transaction_mode="create_savepoint") as session:
-            outer = connection.begin()
-            publish(store, session, "a")
-            session.commit()
-            assert seen == []
-            outer.commit()
-            del outer
-        gc.collect()
-        assert seen == [["a"]]
+        outer = connection.begin()
+        session = Session(connection, join_transaction_mode="create_savepoint")
+        publish(store, session, "a")
+        session.commit()
+        session.close()
+        assert seen == []
+        outer.commit()
+    assert seen == [["a"]]
 
 
 def test_a_listener_that_fails_fails_nobody_else(store, shop, caplog):

@@ -154,6 +154,6 @@ def test_listeners_are_told_after_the_commit(bridge):
             await connection.begin()
             publish(store, connection, "b")
             await connection.commit()
-            assert seen == [["a"], ["a", "b"]]
+        assert seen == [["a"], ["a", "b"]]
 
     run(bridge, work)

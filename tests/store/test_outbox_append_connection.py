@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-
 import pytest
 from sqlalchemy import Connection, create_engine, insert
 from sqlalchemy.exc import IntegrityError
@@ -266,16 +264,29 @@ def test_listeners_are_told_after_the_commit_and_only_then(store, shop):
         connection.begin()
         publish(store, connection, "a")
         connection.rollback()
-        gc.collect()
-        assert seen == []
         connection.begin()
         publish(store, connection, "b")
         connection.commit()
-        assert seen == [["b"]]
+    assert seen == [["b"]]
     with shop.begin() as connection:
         publish(store, connection, "c")
         assert seen == [["b"]]
     assert seen == [["b"], ["b", "c"]]
+    with shop.begin() as connection:
+        connection.execute(insert(Order).values(number=1, customer="ann"))
+    assert len(seen) == 2
+
+
+def test_listeners_are_told_of_a_connection_that_stays_open_by_its_next_transaction(store, shop):
+    seen: list[list[str]] = []
+    store.on_appended.append(lambda: seen.append(stored(store)))
+    with shop.connect() as connection:
+        for name in "ab":
+            connection.begin()
+            publish(store, connection, name)
+            connection.commit()
+        assert seen == [["a"]]
+    assert seen == [["a"], ["a", "b"]]
 
 
 @pytest.mark.parametrize("twophase", [False, True])

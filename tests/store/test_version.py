@@ -70,6 +70,17 @@ def test_processes_that_create_at_once_all_succeed_and_agree(fresh, store_url):
     fresh.dispose()
 
 
+def test_tables_that_were_made_anew_are_another_store(fresh):
+    fresh.create()
+    before = fresh.store_id
+    fresh.tables.metadata.drop_all(fresh.engine)
+    fresh.create()
+    assert fresh.store_id != before
+    with fresh.engine.begin() as connection:
+        publish(fresh, connection, "a")
+    fresh.dispose()
+
+
 def test_a_missing_table_and_index_are_created_later(fresh):
     fresh.create()
     with fresh.engine.begin() as connection:

@@ -20,7 +20,6 @@ from sqlalchemy import (
     column,
     func,
     literal_column,
-    null,
     select,
     text,
     true,
@@ -44,6 +43,7 @@ _MISSING = {"42P01", "3F000"}  # undefined_table, invalid_schema_name
 
 _SCHEMA_LOCK = 7307218391044825458  # any number, the same in every process
 _LIMIT = "reliable_mq_idle_limit"
+_TIMES = ("received_at", "done_at")
 
 _LOCK_TIMEOUT: ColumnElement[str] = literal_column("'lock_timeout'", String)
 
@@ -99,6 +99,7 @@ class PostgreSQL(StoreDialect):
             "topic": first["topic"],
             "ids": [row["message_id"] for row in rows],
             "fingerprints": [row["fingerprint"] for row in rows],
+            **{name: first[name] for name in _TIMES if not isinstance(first[name], ColumnElement)},
         }
         new, _ = connection.execute(self._claims.of(inbox, first), values).one()
         return set(new or ())
@@ -175,8 +176,7 @@ def _claim(inbox: Table, expressions: Expressions) -> Select[Any]:
         "topic": bindparam("topic", type_=String),
         "message_id": items.c.id,
         "fingerprint": items.c.fingerprint,
-        "received_at": expressions.get("received_at", null()),
-        "done_at": expressions.get("done_at", null()),
+        **{name: expressions.get(name, bindparam(name, type_=BigInteger)) for name in _TIMES},
     }
     chosen = select(*source.values()).select_from(items).join(bounded, true())
     new = (

@@ -18,7 +18,7 @@ from reliable_mq.errors import ConfigurationError
 from reliable_mq.store.dialects.base import Row, StoreDialect, Trouble, driver_error
 from reliable_mq.store.dialects.claims import Expressions, Statements, parameters
 from reliable_mq.store.dialects.fairness import FairLock, begin_immediate, hold
-from reliable_mq.store.urls import identity_of
+from reliable_mq.store.urls import identity_of, is_memory
 
 _BUSY_TEXTS = ("database is locked", "database table is locked", "database schema is locked")
 
@@ -67,10 +67,12 @@ class SQLite(StoreDialect):
 
     @override
     def join(self, connection: Connection) -> None:
-        # A deferred transaction that turns to writing fails at once (SQLITE_BUSY_SNAPSHOT).
         if in_transaction(connection):
+            if is_memory(connection.engine.url):
+                return  # perhaps another user's of the one connection; there is no other writer
             # An application's engine may emit BEGIN by itself (SQLAlchemy's savepoint recipe).
             connection.exec_driver_sql("ROLLBACK")
+        # A deferred transaction that turns to writing fails at once (SQLITE_BUSY_SNAPSHOT).
         begin_immediate(connection)
 
     @override

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import Connection, Engine, Transaction, event
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from reliable_mq.errors import NoTransactionError
 from reliable_mq.message import Message
@@ -57,6 +57,9 @@ class _Buffer:
         self.appended |= self.pending.write(lambda store: connection)
         self.written += count
 
+
+_COMMITTED = "reliable_mq_committed"
+"""Key in ``Connection.info``: the stores that its last commit wrote to."""
 
 _buffers: WeakKeyDictionary[Transaction, _Buffer] = WeakKeyDictionary()
 _listening: WeakSet[Engine] = WeakSet()
@@ -129,6 +132,9 @@ def _listen(engine: Engine) -> None:
         return
     with _lock:
         if engine not in _listening:
+            event.listen(engine, "begin", _on_begin)
+            event.listen(engine, "begin_twophase", _on_begin)
+            event.listen(engine, "checkin", _on_checkin)
             event.listen(engine, "commit", _on_commit)
             event.listen(engine, "rollback", _on_rollback)
             event.listen(engine, "rollback_savepoint", _on_rollback_savepoint)
@@ -195,14 +201,21 @@ def _on_rollback_savepoint(connection: Connection, name: str, context: object) -
 def _signal_when_over(connection: Connection, buffer: _Buffer) -> None:
     """Tell the stores once the COMMIT, which is still to come, is over.
 
-    There is no event for that. The transaction object is let go of right after it.
+    There is no event for that. What always follows it, mostly at once, is the connection's way
+    back to its pool or its next transaction.
     """
-    transaction = connection.get_transaction()
-    if transaction is not None and buffer.appended:
-        over = weakref.finalize(transaction, _signal, tuple(buffer.appended))
-        over.atexit = False
+    if buffer.appended:
+        connection.info.setdefault(_COMMITTED, set()).update(buffer.appended)
 
 
-def _signal(stores: tuple[Store, ...]) -> None:
-    for store in stores:
+def _on_begin(connection: Connection, *details: Any) -> None:
+    _signal(connection.info)
+
+
+def _on_checkin(driver_connection: object, record: ConnectionPoolEntry) -> None:
+    _signal(record.info)
+
+
+def _signal(info: dict[Any, Any]) -> None:
+    for store in info.pop(_COMMITTED, ()):
         store.after_append()
