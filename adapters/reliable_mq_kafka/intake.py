@@ -207,8 +207,8 @@ class Intake:
     def _answers(self) -> bool:
         try:
             self._consumer.list_topics(self._topics[0], timeout=_PROBE)
-        except KafkaException as error:
-            self._health.on_error(error_of(error))
+        except KafkaException:
+            # It says only that; why is reported by the next poll.
             return False
         self._health.recovered()
         return True

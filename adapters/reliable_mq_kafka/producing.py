@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from confluent_kafka import KafkaException, Producer
 
@@ -59,10 +60,8 @@ class Line:
         Whether there is an answer does not matter here: the messages will tell.
         """
         self.missing.discard(topic)
-        try:
+        with suppress(KafkaException):
             self.producer.list_topics(topic, timeout=max(0.0, min(patience, _LOOK)))
-        except KafkaException as error:
-            self.health.on_error(error_of(error))
 
     def serve(self, seconds: float) -> None:
         """Run the callbacks of what has ended, waiting up to *seconds* for the first."""

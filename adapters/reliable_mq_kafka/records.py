@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from datetime import UTC, datetime
 from typing import TypeAlias, cast
 
@@ -41,23 +42,30 @@ def to_raw(record: KafkaRecord, topic: str, partition: int) -> RawMessage:
 def _headers(record: KafkaRecord) -> RawHeaders:
     try:
         # A received record has a list of pairs or nothing; the types know of more.
-        pairs = cast(_Pairs | None, record.headers())
+        pairs = cast(_Pairs, record.headers() or ())
+        if len(gc.get_referents(*pairs)) == 2 * len(pairs):
+            return [(name, value or b"") for name, value in pairs]
     except (SystemError, UnicodeDecodeError):
-        pairs = _readable(record)
-    return [(name, value or b"") for name, value in pairs or ()]
+        # It told of an unreadable name.
+        return _readable(record)
+    return _readable(record)
 
 
-def _readable(record: KafkaRecord) -> _Pairs:
+def _readable(record: KafkaRecord) -> RawHeaders:
     """Return the headers of a record of which some name is no UTF-8.
 
-    The client (2.16) reports such a name once, as an error, and then hands out pairs in which it
-    is a null pointer: whoever reads that crashes the process. Only ``repr`` can look at it.
+    The client (2.16) puts a null pointer in the place of such a name, and reports the error
+    once, somewhere in the first calls that follow, or not at all. Whoever reads the pointer
+    crashes the process. The collector's view of a pair is safe: it leaves null pointers out.
     """
-    try:
-        pairs = cast(_Pairs, record.headers() or ())
-    except (SystemError, UnicodeDecodeError):
-        return []
-    return [(_UNREADABLE, pair[1]) if repr(pair).startswith("(<NULL>") else pair for pair in pairs]
+    found: list[tuple[str, bytes]] = []
+    for pair in cast(_Pairs, record.headers() or ()):
+        if len(gc.get_referents(pair)) == 2:
+            name, value = pair
+        else:
+            name, value = _UNREADABLE, pair[1]
+        found.append((name, value or b""))
+    return found
 
 
 def _time(milliseconds: int) -> datetime | None:
