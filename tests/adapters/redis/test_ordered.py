@@ -18,6 +18,8 @@ from reliable_mq.testing.contract.messages import (
 from reliable_mq.testing.contract.waiting import Deadline, wait_for
 from reliable_mq_redis import keys, scripts
 from reliable_mq_redis.adapter import RedisAdapter
+from reliable_mq_redis.leases import Leases
+from reliable_mq_redis.link import Command, Reply
 from tests.adapters.redis.conftest import Cut, Declare, Open, Subscribe
 
 SHORT = 1.0
@@ -244,6 +246,21 @@ def test_entries_deleted_while_pending_hold_nothing_up(
     again = receive(owner, 2)
     assert numbers_of(again) == [4, 5]
     assert set(pending_of(raw, topic)) == {one.receipt for one in again}
+
+
+def test_a_partition_handed_over_is_left_to_the_others_for_a_moment() -> None:
+    leases = Leases("t", "billing", "me", lease_ms=1000, partitions=1)
+    sent: list[Command] = []
+
+    def call(commands: Sequence[Command]) -> list[Reply]:
+        sent.extend(commands)
+        return [[1, [[0, b"0"]]]]
+
+    leases.of[0].own(3)
+    leases.hand_over(0, call)
+    assert leases.of[0].epoch == 0
+    leases.beat(call)
+    assert sent[-1][-3:] == (0, 3, "skip")
 
 
 # --- shares ------------------------------------------------------------------------------------

@@ -340,6 +340,25 @@ def test_a_connection_closed_by_the_server_is_noticed_without_asking_for_anythin
 # --- entries of others -------------------------------------------------------------------------
 
 
+def test_a_connection_closed_by_the_server_is_noticed_by_the_briefest_of_calls(
+    adapter: RedisAdapter, declare: Declare, subscribe: Subscribe, cut: Cut
+) -> None:
+    topic = declare()
+    adapter.publish(numbered(topic, [0]), 5.0)
+    consumer = subscribe(topic)
+    receive(consumer, 1)
+    cut()
+
+    def noticed() -> bool:
+        try:
+            consumer.receive(0, 0.0)
+        except TransportError:
+            return True
+        return False
+
+    wait_for(noticed, "the error", seconds=5)
+
+
 @pytest.fixture
 def foreign(raw: Any, declare: Declare, subscribe: Subscribe) -> Iterator[Callable[..., Received]]:
     """Adds one entry as it is and returns its delivery."""
