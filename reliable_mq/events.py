@@ -23,7 +23,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class MessageSent(Event):
-    """The broker confirmed a message of the outbox; ``age`` is seconds since its commit's INSERT."""
+    """The broker confirmed a message of the outbox; ``age`` is seconds since its INSERT."""
 
     topic: str
     message_id: str
