@@ -39,7 +39,13 @@ from reliable_mq.message import DeadLetter, Delivery, HeaderValue, Message, Topi
 from reliable_mq.names import check_topic
 from reliable_mq.publishing import build_message
 from reliable_mq.retry import RetryPolicy
-from reliable_mq.running import Running, refuse_on_event_loop, run_until_signal
+from reliable_mq.running import (
+    Running,
+    check_main_thread,
+    refuse_on_event_loop,
+    restoring_signals,
+    run_until_signal,
+)
 from reliable_mq.runtime import Runtime
 from reliable_mq.service import Service
 from reliable_mq.settings import Settings
@@ -543,7 +549,8 @@ class ReliableMQ:
         ends the process at once.
         """
         refuse_on_event_loop("run", "running")
-        with self.running(relay=relay, consume=consume):
+        check_main_thread()
+        with restoring_signals(), self.running(relay=relay, consume=consume):
             run_until_signal()
 
     def running(self, *, relay: bool = True, consume: bool = True) -> Running:
@@ -647,8 +654,7 @@ class ReliableMQ:
 
     async def aclose(self) -> None:
         """:meth:`close`, for the event loop that used it."""
-        await asyncio.to_thread(self._runtime.adapter.close)
-        await self._runtime.store.adispose()
+        await self._runtime.aclose()
 
     def __enter__(self) -> Self:
         return self

@@ -1,8 +1,8 @@
 """What happened, for metrics, tracing and logs.
 
-``mq.events.subscribe(Handled, callback)`` calls *callback* with each event of that type, on the
-thread on which it happened, after the fact is durable. A callback must be quick; what it raises
-is logged and changes nothing. Events carry no payloads.
+``mq.events.subscribe(MessageHandled, callback)`` calls *callback* with each event of that type,
+on the thread on which it happened, after the fact is durable. A callback must be quick; what it
+raises is logged and changes nothing. Events carry no payloads.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ import asyncio
 import logging
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from queue import SimpleQueue
 from types import FrameType, TracebackType
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("reliable_mq")
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 
 def refuse_on_event_loop(name: str, twin: str) -> None:
     """Raise ``RuntimeError`` where a blocking call would stop an event loop."""
@@ -30,20 +34,35 @@ def refuse_on_event_loop(name: str, twin: str) -> None:
     raise RuntimeError(f"{name}() blocks, and an event loop runs on this thread: use {twin}()")
 
 
-def run_until_signal() -> None:
-    """Wait for SIGTERM or SIGINT. After it both have their default effect again."""
+def check_main_thread() -> None:
+    """Raise ``RuntimeError`` on any other thread: signals can be handled on the main one only."""
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("run() handles signals: call it on the main thread, or use running()")
+
+
+@contextmanager
+def restoring_signals() -> Iterator[None]:
+    """Give SIGTERM and SIGINT back to the handlers they had before the block."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: not installed from Python, and out of our reach
+                signal.signal(number, handler)
+
+
+def run_until_signal() -> None:
+    """Wait for SIGTERM or SIGINT. After it both have their default effect."""
     # Not an Event: its set() deadlocks where the signal interrupts its wait() inside its lock.
     signals: SimpleQueue[int] = SimpleQueue()
-    handled = (signal.SIGTERM, signal.SIGINT)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        for each in handled:
+        for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
         signals.put(number)
 
-    for each in handled:
+    for each in SIGNALS:
         signal.signal(each, on_signal)
     name = signal.Signals(signals.get()).name
     log.info("%s: stopping; a second signal ends the process at once", name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from reliable_mq.message import new_message_id
 from reliable_mq.registry import open_adapter, scheme_of
 from reliable_mq.settings import Settings
 from reliable_mq.store import Store
+from reliable_mq.wakeup import Notifier
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -63,10 +65,25 @@ class Runtime:
         )
         self.adapter: Adapter = open_adapter(settings.broker_url, context)
         self.store.adapter = self.adapter.name
+        self._hint()
         self.declared = False
         self.declare_lock = threading.RLock()
 
+    def _hint(self) -> None:
+        """Tell the relays of other processes after each commit that appended; no I/O before."""
+        self.notifier = Notifier(self.store)
+        self.notifier.start()
+
     def close(self) -> None:
         """Close the adapter and the engines made here. May be used again: it all reopens."""
+        self.notifier.close()
         self.adapter.close()
         self.store.dispose()
+        self._hint()
+
+    async def aclose(self) -> None:
+        """:meth:`close`, on the event loop that used the async engine."""
+        await asyncio.to_thread(self.notifier.close)
+        await asyncio.to_thread(self.adapter.close)
+        await self.store.adispose()
+        self._hint()

@@ -9,12 +9,14 @@ from reliable_mq.adapter import Outcome, Refused, Sent, Unknown, Unroutable
 from reliable_mq.relay.waiting import delay_after
 from reliable_mq.store.outbox.outgoing import Outgoing, RowKey
 from reliable_mq.store.outbox.sending import (
+    MAX_CAUSE_BYTES,
     NO_ROUTE,
     NO_ROUTE_FOR_KEY,
     UNCONFIRMED,
     Later,
     Unfit,
 )
+from reliable_mq.store.texts import clean
 
 
 @dataclass(slots=True)
@@ -69,7 +71,7 @@ def _find_outage(verdict: Verdict, failed: Iterable[tuple[Outgoing, Outcome]]) -
     outcomes = [outcome for _, outcome in failed]
     unknown = [outcome for outcome in outcomes if isinstance(outcome, Unknown)]
     if unknown and len(unknown) == len(outcomes) and not verdict.sent:
-        verdict.outage = unknown[0].cause
+        verdict.outage = _said(unknown[0])
 
 
 def _find_routes(verdict: Verdict, failed: Iterable[tuple[Outgoing, Outcome]]) -> None:
@@ -81,17 +83,22 @@ def _find_routes(verdict: Verdict, failed: Iterable[tuple[Outgoing, Outcome]]) -
     verdict.without_route = {topic: delay_after(count) for topic, count in attempts.items()}
 
 
+def _said(outcome: Refused | Unroutable | Unknown) -> str:
+    # What a broker says goes into logs, events and columns, none of which take every text.
+    return clean(outcome.cause, MAX_CAUSE_BYTES)
+
+
 def _note(verdict: Verdict, row: Outgoing, outcome: Outcome) -> None:
     if isinstance(outcome, Refused):
-        verdict.refuse(row, outcome.cause)
+        verdict.refuse(row, _said(outcome))
     elif isinstance(outcome, Unroutable):
         whole = verdict.without_route.get(row.topic)
         prefix, delay = (
             (NO_ROUTE_FOR_KEY, delay_after(row.attempts)) if whole is None else (NO_ROUTE, whole)
         )
-        verdict.later.append(Later(row, prefix + outcome.cause, delay, no_route=True))
+        verdict.later.append(Later(row, prefix + _said(outcome), delay, no_route=True))
     elif isinstance(outcome, Unknown):
-        cause = UNCONFIRMED + outcome.cause
+        cause = UNCONFIRMED + _said(outcome)
         verdict.later.append(Later(row, cause, _delay_unconfirmed(verdict, row)))
 
 

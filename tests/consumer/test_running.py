@@ -1,0 +1,88 @@
+"""How the parts start and stop around an application's own life."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from reliable_mq import ReliableMQ, Settings
+from reliable_mq.store import Store
+from reliable_mq.wakeup import Listener
+
+
+def application(url: str) -> ReliableMQ:
+    return ReliableMQ(Settings(broker_url="sql://", database_url=url))
+
+
+def test_run_gives_the_signals_back_to_the_application(tmp_path: Path) -> None:
+    def mine(number: int, frame: object) -> None:
+        raise AssertionError("the signal was meant for run()")
+
+    def stop_when_running() -> None:
+        while signal.getsignal(signal.SIGTERM) is mine:
+            pause.wait(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    pause = threading.Event()
+    before = signal.signal(signal.SIGTERM, mine)
+    try:
+        stopper = threading.Thread(target=stop_when_running)
+        stopper.start()
+        with application(f"sqlite:///{tmp_path}/a.db") as mq:
+            mq.run()
+        stopper.join()
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_run_refuses_any_thread_but_the_main_one(tmp_path: Path) -> None:
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            mq.run()
+        except RuntimeError as error:
+            errors.append(error)
+
+    with application(f"sqlite:///{tmp_path}/a.db") as mq:
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join(30)
+    assert "main thread" in str(errors[0])
+
+
+def test_a_commit_that_published_hints_to_the_relays_of_other_processes(
+    postgresql_url: str,
+) -> None:
+    woken = threading.Event()
+    with application(postgresql_url) as mq:
+        mq.declare()
+        other = Store(database_url=postgresql_url)
+        listener = Listener(other, woken.set)
+        listener.start()
+        try:
+            pause = threading.Event()
+            for _ in range(100):
+                if woken.is_set():
+                    break
+                with mq.transaction():
+                    mq.publish("topic", 1)
+                pause.wait(0.05)
+            assert woken.wait(10)
+        finally:
+            listener.close()
+            other.dispose()
+
+
+@pytest.mark.parametrize("times", [2])
+def test_a_closed_application_may_be_used_again(tmp_path: Path, times: int) -> None:
+    mq = application(f"sqlite:///{tmp_path}/a.db")
+    for _ in range(times):
+        with mq, mq.transaction() as session:
+            session.execute(text("SELECT 1"))
