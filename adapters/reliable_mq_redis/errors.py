@@ -23,6 +23,7 @@ _CODE = re.compile(
 )
 _UNCODED = {
     "user executing the script can't": "NOPERM",
+    "acl failure in script": "NOPERM",
     "unknown command": "SERVER",
     "unknown redis command": "SERVER",
     "db index is out of range": "DATABASE",
