@@ -29,7 +29,7 @@ from reliable_mq.errors import TransportError
 from reliable_mq_kafka.config import Clients
 from reliable_mq_kafka.errors import error_of, translate
 from reliable_mq_kafka.groups import Groups
-from reliable_mq_kafka.health import Health
+from reliable_mq_kafka.health import PATIENCE, Health
 from reliable_mq_kafka.partitions import Place
 
 K = TypeVar("K")
@@ -247,6 +247,7 @@ class Admin:
             return self._current
 
     def _wait(self, client: AdminClient, health: Health, future: Future[V], doing: str) -> V:
+        asked_at = time.monotonic()
         while True:
             try:
                 value = future.result(_SLICE)
@@ -254,6 +255,8 @@ class Admin:
                 client.poll(0)
                 if health.refused:
                     self._forget(health)
+                    raise health.error(doing) from None
+                if health.troubled and time.monotonic() - asked_at >= PATIENCE:
                     raise health.error(doing) from None
             else:
                 health.recovered()

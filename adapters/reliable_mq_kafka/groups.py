@@ -8,13 +8,14 @@ from collections.abc import Iterable
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from reliable_mq.errors import TransportError
+from reliable_mq.errors import ConfigurationError, TransportError
 from reliable_mq_kafka.config import Clients
 from reliable_mq_kafka.errors import error_of, translate
-from reliable_mq_kafka.health import Health
+from reliable_mq_kafka.health import PATIENCE, Health
 from reliable_mq_kafka.partitions import Place
 
-_FIRST_SLICE = 0.5
+_FIRST_PATIENCE = 0.5
+_PAUSE = 0.05
 _PASSING = frozenset(
     {
         KafkaError._TIMED_OUT,
@@ -92,23 +93,37 @@ class _Observer:
     def _ask(
         self, consumer: Consumer, health: Health, partitions: list[TopicPartition]
     ) -> list[TopicPartition]:
-        deadline = time.monotonic() + self._clients.timeout
-        slice_ = _FIRST_SLICE
+        asked_at = time.monotonic()
+        patience = _FIRST_PATIENCE
         while True:
             try:
-                return consumer.committed(partitions, timeout=slice_)
-            except KafkaException as error:
-                # The reasons come with a poll, and this client is polled for nothing else.
-                consumer.poll(0)
-                if health.refused:
-                    # The next one knows nothing of it.
-                    self._current = None
-                    raise health.error(self._doing) from error
-                if error_of(error).code() not in _PASSING:
-                    raise translate(error_of(error), self._doing) from error
-                if time.monotonic() + slice_ >= deadline:
-                    raise health.error(self._doing) from error
-                slice_ *= 2
+                return consumer.committed(partitions, timeout=patience)
+            except KafkaException as caught:
+                error = error_of(caught)
+                self._explain(consumer, health, caught)
+                if error.code() not in _PASSING:
+                    raise translate(error, self._doing) from caught
+                waited = time.monotonic() - asked_at
+                if waited >= (PATIENCE if health.troubled else self._clients.timeout):
+                    raise health.error(self._doing) from caught
+                if error.code() == KafkaError._TIMED_OUT:
+                    patience *= 2
+
+    def _explain(self, consumer: Consumer, health: Health, caught: KafkaException) -> None:
+        """Raise ``ConfigurationError`` where only a person can help.
+
+        The reasons come with a poll, which also makes a pause between two questions.
+        """
+        record = consumer.poll(_PAUSE)
+        reported = None if record is None else record.error()
+        if reported is not None:
+            error = translate(reported, self._doing)
+            if isinstance(error, ConfigurationError):
+                raise error from caught
+        if health.refused:
+            # The next one knows nothing of it.
+            self._current = None
+            raise health.error(self._doing) from caught
 
     def _use(self) -> tuple[Consumer, Health]:
         if self._current is None:

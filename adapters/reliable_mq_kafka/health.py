@@ -11,6 +11,10 @@ from reliable_mq_kafka.errors import is_refusal, text_of, translate
 
 log = logging.getLogger("reliable_mq.kafka")
 
+PATIENCE = 3.0
+"""Seconds after which it is believed that no broker can be reached. A client with a choice of
+addresses says so of the first one already."""
+
 
 class Health:
     """Collects what a client reports to ``error_cb``; one object a client.

@@ -11,6 +11,7 @@ from reliable_mq.adapter import Adapter
 from reliable_mq.registry import open_adapter
 from reliable_mq.testing.contract import AdapterContract
 from reliable_mq.testing.contract.base import ContextFactory
+from tests.adapters.kafka.secure import USER, WRONG, SecureKafka
 from tests.brokers import Kafka
 from tests.conftest import OwnServer
 
@@ -26,9 +27,20 @@ class TestKafkaContract(AdapterContract):
         return server
 
     @pytest.fixture
+    def secure(self) -> Iterator[SecureKafka]:
+        with SecureKafka() as server:
+            yield server
+
+    @pytest.fixture
     def url(self, broker: Kafka | None, request: pytest.FixtureRequest) -> str:
+        if "bad_credentials_url" in request.fixturenames:
+            broker = request.getfixturevalue("secure")
         found: str = request.getfixturevalue("kafka_url") if broker is None else broker.url
-        return f"{found}?session_timeout=2&connect_timeout=3"
+        return f"{found}?session_timeout=2"
+
+    @pytest.fixture
+    def bad_credentials_url(self, secure: SecureKafka) -> str:
+        return f"kafka+ssl://{USER}:{WRONG}@{secure.place}?mechanism=PLAIN&ca={secure.ca}"
 
     @pytest.fixture
     def adapter(self, url: str, context: ContextFactory) -> Iterator[Adapter]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from tests.brokers import Kafka
@@ -63,8 +62,3 @@ class SecureKafka(Kafka):
             "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
             "super.users": "User:ANONYMOUS",
         }
-
-
-def secure_kafka(settings: Mapping[str, str] | None = None) -> SecureKafka:
-    """Return one, not started yet."""
-    return SecureKafka(settings)
