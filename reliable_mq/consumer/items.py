@@ -10,11 +10,21 @@ from typing import TypeAlias
 
 from reliable_mq.adapter import Received
 from reliable_mq.message import Delivery, Message
+from reliable_mq.retry import Decision
 from reliable_mq.store.retries import Waiting
 from reliable_mq.wire import Limits, RawHeaders, decode
 
 OVERHEAD = 512
 """Bytes that a waiting delivery costs beside its body and headers, roughly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """One attempt ended in an error; *decision* is the policy's answer."""
+
+    cause: str
+    attempt: int
+    decision: Decision
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +40,8 @@ class Item:
     received_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     collisions: int = 0
     """How often in a row it met a deadlock, a lock or a store that is down."""
+    failed: Failed | None = None
+    """Of an at-most-once handler: it ran, and must not run again; the failure is to be kept."""
 
     def delivery(self, group: str, attempt: int) -> Delivery:
         """Return what the handler sees of attempt number *attempt*."""

@@ -19,7 +19,7 @@ from tenacity import RetryCallState, Retrying, retry_if_result, stop_after_attem
 
 from reliable_mq import events as ev
 from reliable_mq.consumer.failures import FailureBook
-from reliable_mq.consumer.items import Again, Ended, Item, Result
+from reliable_mq.consumer.items import Again, Ended, Failed, Item, Result
 from reliable_mq.consumer.lanes import AnyContext, HandlerStoppedError, Lane
 from reliable_mq.consumer.reports import Reporter
 from reliable_mq.consumer.subjects import Books, Fresh, Stored, Subject
@@ -62,15 +62,6 @@ class _Progress:
     transaction: HandlerTransaction | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Failed:
-    """One attempt ended in an error; *decision* is the policy's answer."""
-
-    cause: str
-    attempt: int
-    decision: Decision
-
-
 class Processor:
     """Runs one handler on deliveries and retry rows. Thread-safe, one per handler and process."""
 
@@ -97,6 +88,7 @@ class Processor:
         self._idle_timeout = seconds(settings.consumer.idle_in_transaction)
         self._cause_bytes = settings.dead_letter.max_error_bytes
         self._once = spec.guarantee is Guarantee.EFFECTIVELY_ONCE
+        self._at_most_once = spec.guarantee is Guarantee.AT_MOST_ONCE
         self._transactional = self._once or bool(spec.call.database)
 
     def transaction(self, handlers: int = 1) -> Any:
@@ -112,12 +104,19 @@ class Processor:
         """Bring a delivery to an end, or say when to start it again. Never raises."""
         subject = Fresh(item, self.books)
         if item.fault is not None:
-            return self._keep(subject, _Failed(item.fault, 0, GiveUp()))
-        return self._run(subject)
+            return self._keep(subject, Failed(item.fault, 0, GiveUp()))
+        outcome = item.failed or self._attempts(subject)
+        if not isinstance(outcome, Failed):
+            return outcome
+        if self._at_most_once:
+            item.failed = outcome
+        return self._keep(subject, outcome)
 
     def process_waiting(self, waiting: Waiting) -> Result:
         """Bring a retry row one hand-over further. Never raises."""
-        return self._run(Stored(waiting, self.books))
+        subject = Stored(waiting, self.books)
+        outcome = self._attempts(subject)
+        return self._keep(subject, outcome) if isinstance(outcome, Failed) else outcome
 
     def next_of_key(self, waiting: Waiting) -> Waiting | None:
         """Return the row to go on with after *waiting* ended; None also where it cannot be read."""
@@ -130,11 +129,7 @@ class Processor:
             log.debug("the next row of a key could not be read", exc_info=True)
             return None
 
-    def _run(self, subject: Subject) -> Result:
-        outcome = self._attempts(subject)
-        return self._keep(subject, outcome) if isinstance(outcome, _Failed) else outcome
-
-    def _attempts(self, subject: Subject) -> Result | _Failed:
+    def _attempts(self, subject: Subject) -> Result | Failed:
         """Make an attempt, and more in place as long as the policy says so."""
         first = self._attempt(subject, 1)
         if not _is_now(first):
@@ -148,12 +143,12 @@ class Processor:
             sleep=self.lane.pause,
             retry_error_callback=_last_result,
         )
-        result: Result | _Failed = again(lambda: self._attempt(subject, next(tries)))
+        result: Result | Failed = again(lambda: self._attempt(subject, next(tries)))
         return result
 
     # --- one attempt ------------------------------------------------------------------------------
 
-    def _attempt(self, subject: Subject, tries: int) -> Result | _Failed:
+    def _attempt(self, subject: Subject, tries: int) -> Result | Failed:
         progress = _Progress()
         number = subject.made + tries
         started = time.monotonic()
@@ -259,21 +254,30 @@ class Processor:
 
     def _judge(
         self, subject: Subject, error: Exception, progress: _Progress, tries: int
-    ) -> Result | _Failed:
+    ) -> Result | Failed:
         """Tell a failure of the handler from one of the store."""
         trouble = self._trouble(error, progress)
-        if progress.stage in (_Stage.OPEN, _Stage.TAKE, _Stage.SETTLE):
+        if progress.stage in (_Stage.OPEN, _Stage.TAKE):
             return self._store_failed(error, trouble)
-        if trouble in (Trouble.BUSY, Trouble.GONE) and subject.collisions < MAX_COLLISIONS:
-            subject.collisions += 1
+        if progress.stage is _Stage.SETTLE and trouble is not Trouble.IDLE:
+            return self._store_failed(error, trouble)
+        if trouble in (Trouble.BUSY, Trouble.GONE) and self._may_collide(subject):
             if trouble is Trouble.GONE:
                 return self._store_failed(error, trouble)
             return Again(min(1.0, 0.01 * 2**subject.collisions))
+        subject.collisions = 0
         number = subject.made + tries
         cause = cause_of(error, self._cause_bytes)
         if trouble is Trouble.IDLE:
             cause = f"transaction-idle: {cause}"
-        return _Failed(cause, number, self._decide(error, number, tries))
+        return Failed(cause, number, self._decide(error, number, tries))
+
+    def _may_collide(self, subject: Subject) -> bool:
+        """Count a collision; False where it was one too many, or the handler may run only once."""
+        if self._at_most_once or subject.collisions >= MAX_COLLISIONS:
+            return False
+        subject.collisions += 1
+        return True
 
     def _trouble(self, error: Exception, progress: _Progress) -> Trouble | None:
         transaction = progress.transaction
@@ -293,13 +297,13 @@ class Processor:
         return Again(STORE_DOWN_DELAY, store_down=True)
 
     def _decide(self, error: Exception, number: int, tries: int) -> Decision:
-        if isinstance(error, DecodeError) or self.spec.guarantee is Guarantee.AT_MOST_ONCE:
+        if isinstance(error, DecodeError) or self._at_most_once:
             return GiveUp()
         if isinstance(error, Reject):
             return GiveUp()
         return self.spec.retry.decide(number, error, tries=tries)
 
-    def _keep(self, subject: Subject, failed: _Failed) -> Result:
+    def _keep(self, subject: Subject, failed: Failed) -> Result:
         """Write a failure down, in a transaction of its own."""
         if isinstance(failed.decision, TryNow):
             return Again(0.0)  # stopped in the middle of its tries: nothing is decided
@@ -316,8 +320,8 @@ class Processor:
         return result
 
 
-def _is_now(outcome: Result | _Failed) -> bool:
-    return isinstance(outcome, _Failed) and isinstance(outcome.decision, TryNow)
+def _is_now(outcome: Result | Failed) -> bool:
+    return isinstance(outcome, Failed) and isinstance(outcome.decision, TryNow)
 
 
 def _last_result(state: RetryCallState) -> Any:

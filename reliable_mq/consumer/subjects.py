@@ -152,7 +152,6 @@ class Stored:
     def __init__(self, waiting: Waiting, books: Books) -> None:
         self._waiting = waiting
         self._books = books
-        self.collisions = 0
 
     @property
     def message(self) -> Message:
@@ -163,6 +162,18 @@ class Stored:
     def headers(self) -> RawHeaders:
         """Its header pairs as they arrived."""
         return self._waiting.headers
+
+    @property
+    def collisions(self) -> int:
+        """Kept with the books: each hand-over of the row makes a new object."""
+        return self._books.collisions.get(self._waiting.seq, 0)
+
+    @collisions.setter
+    def collisions(self, value: int) -> None:
+        if value:
+            self._books.collisions[self._waiting.seq] = value
+        else:
+            self._books.collisions.pop(self._waiting.seq, None)
 
     @property
     def made(self) -> int:
@@ -223,6 +234,8 @@ class Books:
         self.book = book
         self.inbox = Inbox(store)
         self.retries = Retries(store)
+        self.collisions: dict[int, int] = {}
+        """Of retry rows, by their number, since their last attempt that counted."""
         self._dialect = store.dialect
 
     def failure(self, subject: Subject, *, attempts: int, cause: str) -> Failure:
