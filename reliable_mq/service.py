@@ -155,6 +155,9 @@ class Service:
         left = sum(consumer.left for consumer in self.consumers)
         if left:
             log.warning("stopped with %d deliveries unfinished; they will be delivered again", left)
+        lost = sum(consumer.lost for consumer in self.consumers)
+        if lost:
+            log.warning("stopped with %d deliveries of at-most-once handlers unhandled: lost", lost)
 
     def parts(self) -> dict[str, str]:
         """Return the state of relay, consumer and retries."""
@@ -220,7 +223,7 @@ class Service:
             )
         if due_in is not None and due_in <= 0:
             return [f"{name}: a retry is due"]
-        if not consumer.scheduler.idle:
+        if not consumer.idle:
             return [f"{name}: a handler is running"]
         return []
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from reliable_mq.consumer.items import Again, Ended, Item, Result
@@ -26,13 +26,17 @@ Pairs = list[tuple[Item, Result]]
 class BatchProcessor:
     """Runs a handler with ``transaction_size`` > 1 on deliveries. Thread-safe."""
 
-    def __init__(self, processor: Processor) -> None:
+    def __init__(self, processor: Processor, *, stopped: Callable[[], bool]) -> None:
         self._processor = processor
+        self._stopped = stopped
         self._spec = processor.spec
         self._books = processor.books
 
     def process(self, items: Sequence[Item]) -> Pairs:
-        """Bring *items*, in order, to an end each, or say when to start them again."""
+        """Bring *items*, in order, to an end each, or say when to start them again.
+
+        Those it did not begin, because of a stop or a database that is down, it leaves out.
+        """
         together, apart = _split(items)
         if len(together) < 2:
             return self._one_by_one(items)
@@ -128,8 +132,12 @@ class BatchProcessor:
             if key is not None and key in stopped_keys:
                 pairs.append((item, stopped_keys[key]))
                 continue
+            if self._stopped():
+                break
             result = self._processor.process(item)
             pairs.append((item, result))
+            if isinstance(result, Again) and result.store_down:
+                break
             if isinstance(result, Again) and key is not None:
                 # Nothing of this key may run before it.
                 stopped_keys[key] = result

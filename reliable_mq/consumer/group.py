@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from reliable_mq import events as ev
 from reliable_mq.adapter import Adapter, Batch, Received, Subscription
+from reliable_mq.consumer.ack_first import AHEAD, AckFirst
 from reliable_mq.consumer.batches import BatchProcessor
 from reliable_mq.consumer.items import Again, Ended, Item, Result, Work, make_item
 from reliable_mq.consumer.processor import Processor
@@ -51,11 +52,17 @@ class GroupConsumer:
             concurrency=spec.concurrency,
             transaction_size=spec.transaction_size,
         )
-        self._batches = BatchProcessor(processor) if spec.transaction_size > 1 else None
+        self._batches: BatchProcessor | None = None
+        if spec.transaction_size > 1:
+            self._batches = BatchProcessor(processor, stopped=lambda: self.scheduler.stopped)
         self._adapter = adapter
         self._events = events
         self._stop = stop
         self._prefetch = settings.consumer.prefetch
+        self._ack_first: AckFirst | None = None
+        if spec.guarantee is Guarantee.AT_MOST_ONCE:
+            self._ack_first = AckFirst()
+            self._prefetch = min(self._prefetch, AHEAD * spec.concurrency)
         self._renew_every = seconds(settings.consumer.lease) / 3
         self._grace = seconds(settings.consumer.shutdown_timeout)
         self._limits = Limits(
@@ -71,7 +78,9 @@ class GroupConsumer:
         self.on_waiting: Callable[[], None] = lambda: None
         """Called when a delivery of this group began to wait in the store."""
         self.left = 0
-        """How many deliveries a stop left where they were."""
+        """How many deliveries a stop left to be delivered again."""
+        self.lost = 0
+        """How many a stop left that were acknowledged before their handler (at-most-once)."""
         self._thread = threading.Thread(
             target=self._intake, name=f"reliable-mq-{spec.topic}-{spec.group}", daemon=True
         )
@@ -95,6 +104,11 @@ class GroupConsumer:
         return self._thread.is_alive() and not (
             self._store_down or self._broker_down or self.paused
         )
+
+    @property
+    def idle(self) -> bool:
+        """Tell whether nothing is in hand."""
+        return self.scheduler.idle and (self._ack_first is None or self._ack_first.idle)
 
     def store_answered(self) -> None:
         """Take messages in again if nothing is held that would find out by itself.
@@ -165,10 +179,7 @@ class GroupConsumer:
                         subscription = self._subscribe()
                     self._turn(subscription)
                     self._broker_is_up()
-                except ReliableMQError as error:
-                    self._broker_is_down(error)
-                except Exception as error:
-                    log.exception("%s/%s: the intake failed", self.spec.topic, self.spec.group)
+                except Exception as error:  # noqa: BLE001 - the intake must go on
                     self._broker_is_down(error)
         finally:
             self._drain(subscription)
@@ -182,11 +193,15 @@ class GroupConsumer:
         )
 
     def _turn(self, subscription: Subscription) -> None:
-        self._acknowledge(subscription)
+        trouble = self._try_to_acknowledge(subscription)
         room = self._room()
-        batch = subscription.receive(room, RECEIVE_TIMEOUT if room else 0.0)
-        self._accept(subscription, batch)
+        # Also after an acknowledgement failed: it is here that the client connects again.
+        waiting = self._ack_first is not None and self._ack_first.ready
+        batch = subscription.receive(room, 0.0 if waiting or not room else RECEIVE_TIMEOUT)
+        self._accept(batch)
         self._keep_alive(subscription)
+        if trouble is not None:
+            raise trouble
         if not room:
             # What ends makes room; the broker is served again soon in any case.
             self.scheduler.finished_event.wait(RECEIVE_TIMEOUT)
@@ -198,22 +213,33 @@ class GroupConsumer:
             return 0
         return max(0, self._prefetch - self.scheduler.held_count)
 
-    def _accept(self, subscription: Subscription, batch: Batch) -> None:
+    def _accept(self, batch: Batch) -> None:
+        if self._ack_first is not None:
+            # What is with the scheduler was acknowledged: nobody else will get it.
+            self._put(self._ack_first.settled(batch.lost))
+            self._ack_first.take(batch.deliveries)
+            return
         if batch.lost:
             dropped = self.scheduler.drop(batch.lost)
             log.debug("%s/%s: lost %s, %d dropped", self.spec.topic, self.spec.group,
                       [lost.partition for lost in batch.lost], dropped)  # fmt: skip
-        if not batch.deliveries:
-            return
-        if self.spec.guarantee is Guarantee.AT_MOST_ONCE:
-            # Before the handler, durably: a crash must not bring it again.
-            subscription.ack(batch.deliveries)
-            subscription.flush()
-        self.scheduler.put([make_item(received, self._limits) for received in batch.deliveries])
+        self._put(batch.deliveries)
+
+    def _put(self, deliveries: Sequence[Received]) -> None:
+        if deliveries:
+            self.scheduler.put([make_item(one, self._limits) for one in deliveries])
+
+    def _try_to_acknowledge(self, subscription: Subscription) -> ReliableMQError | None:
+        try:
+            self._acknowledge(subscription)
+        except ReliableMQError as error:
+            return error
+        return None
 
     def _acknowledge(self, subscription: Subscription) -> None:
         finished = self.scheduler.take_finished()
-        if self.spec.guarantee is Guarantee.AT_MOST_ONCE:
+        if self._ack_first is not None:
+            self._ack_first.settle(subscription)
             return
         # Kept until the adapter took them: an acknowledgement that failed is made again.
         self._unacknowledged.extend(finished)
@@ -239,13 +265,15 @@ class GroupConsumer:
         now = time.monotonic()
         if now >= self._complained:
             self._complained = now + QUIET
-            log.warning("%s/%s cannot receive: %s", self.spec.topic, self.spec.group, cause)
+            log.warning(
+                "%s/%s cannot receive: %s", self.spec.topic, self.spec.group, cause,
+                exc_info=None if isinstance(error, ReliableMQError) else error,
+            )  # fmt: skip
         self._stop.wait(0.5)
 
     def _broker_is_up(self) -> None:
         if self._broker_down:
             self._broker_down = False
-            self._complained = 0.0
             log.info("%s/%s receives again", self.spec.topic, self.spec.group)
             self._events.emit(ev.BrokerUp("consumer"))
 
@@ -253,24 +281,36 @@ class GroupConsumer:
 
     def _drain(self, subscription: Subscription | None) -> None:
         """Let what runs end, acknowledge it, hand everything else back."""
-        queued = self.scheduler.stop()
         deadline = time.monotonic() + self._grace
-        while not self.scheduler.wait_for_workers(RECEIVE_TIMEOUT):
-            if time.monotonic() >= deadline:
-                break
-            self._serve(subscription)
-        self.left = queued + self.scheduler.working
+        if self._ack_first is not None:
+            self._put(self._ack_first.settled(()))
+            self._serve_until(lambda: not self.scheduler.held_count, subscription, deadline)
+        self.scheduler.stop()
+        self._serve_until(lambda: not self.scheduler.working, subscription, deadline)
+        if self._ack_first is None:
+            self.left = self.scheduler.left
+        else:
+            self.lost = self.scheduler.left
         if subscription is not None:
             self._serve(subscription)
             subscription.close()
 
-    def _serve(self, subscription: Subscription | None) -> None:
-        if subscription is None:
-            return
+    def _serve_until(
+        self, done: Callable[[], bool], subscription: Subscription | None, deadline: float
+    ) -> None:
+        while not self.scheduler.wait_for(done, RECEIVE_TIMEOUT):
+            if time.monotonic() >= deadline:
+                return
+            if subscription is not None:
+                self._serve(subscription)
+
+    def _serve(self, subscription: Subscription) -> None:
         try:
-            self._acknowledge(subscription)
+            if self._ack_first is None:
+                self._acknowledge(subscription)
             batch = subscription.receive(0, 0.0)
-            self.scheduler.drop(batch.lost)
+            if self._ack_first is None:
+                self.scheduler.drop(batch.lost)
             self._keep_alive(subscription)
         except ReliableMQError as error:
             log.debug("while stopping: %r", error)

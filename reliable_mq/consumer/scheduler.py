@@ -136,28 +136,33 @@ class Scheduler:
         """Return how many workers have work in hand."""
         return self._working
 
-    def stop(self) -> int:
-        """Give out no more work; return how many deliveries are left where they are."""
+    def stop(self) -> None:
+        """Give out no more work."""
         with self._changed:
             self._stopped = True
-            queued = len(self._free) + sum(len(queue) for queue in self._queues.values())
             self._free.clear()
             self._queues.clear()
+            self._retries_known.difference_update(waiting.seq for waiting in self._retries)
             self._retries.clear()
             self._ready.clear()
             self._delayed.clear()
             self._notify()
-            return queued
+
+    @property
+    def left(self) -> int:
+        """Return how many deliveries and retry rows are in hand without an end, after a stop."""
+        with self._changed:
+            return len(self._live) + len(self._retries_known)
 
     @property
     def stopped(self) -> bool:
         """Tell whether :meth:`stop` was called."""
         return self._stopped
 
-    def wait_for_workers(self, timeout: float) -> bool:
-        """Wait until no worker has work in hand; False after *timeout* seconds."""
+    def wait_for(self, condition: Callable[[], bool], timeout: float) -> bool:
+        """Wait until *condition* holds, looked at on every change; False after *timeout* s."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._working, timeout)
+            return self._changed.wait_for(condition, timeout)
 
     # --- the workers' side ------------------------------------------------------------------
 

@@ -157,16 +157,39 @@ def test_a_retry_row_is_worked_on_once_at_a_time() -> None:
 
 def test_a_stop_gives_out_nothing_more_and_counts_what_is_left() -> None:
     queue = scheduler()
-    queue.put([item(1, "a"), item(2, "b")])
+    queue.put([item(1, "a"), item(2, "b"), item(3)])
     work, _ = queue.try_take()
     assert work is not None
-    assert queue.stop() == 1
+    delayed, _ = queue.try_take()
+    assert delayed is not None
+    queue.finish(delayed, [(one, Again(60.0)) for one in delayed.items])
+    queue.stop()
+    assert queue.left == 3
     assert queue.try_take() == (None, None)
     assert queue.take() is None
-    assert not queue.wait_for_workers(0.0)
+    assert not queue.wait_for(lambda: not queue.working, 0.0)
     queue.finish(work, [(work.items[0], Ended.HANDLED)])
-    assert queue.wait_for_workers(0.0)
+    assert queue.wait_for(lambda: not queue.working, 0.0)
+    assert queue.left == 2
     assert len(queue.take_finished()) == 1
+
+
+def test_of_the_retry_rows_only_those_in_hand_are_left_at_a_stop() -> None:
+    queue = scheduler()
+    rows = [
+        Waiting(
+            seq=n, group="g", attempt=1, message=Message(id="m", topic="t"), headers=(), replays=0
+        )
+        for n in range(3)
+    ]
+    for row in rows:
+        queue.put_retry(row)
+    work, _ = queue.try_take()
+    assert work is not None
+    queue.stop()
+    assert queue.left == 1
+    queue.finish(work, [])
+    assert queue.left == 0
 
 
 def test_a_waiting_worker_wakes_when_something_is_put() -> None:
