@@ -331,6 +331,28 @@ def test_two_candidates_at_once_never_both_win(store_url):
 
 
 @pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+def test_what_another_took_between_the_look_and_the_grab_stays_the_others(
+    request, kind, hands, monkeypatch
+):
+    store = Store(database_url=request.getfixturevalue(f"{kind}_url"), now=hands.expression)
+    store.create()
+    one, two = lease_set(store, "one", hands), lease_set(store, "two", hands)
+    two.ensure()
+    look = two._plan
+
+    def look_and_hesitate(*arguments):
+        plan = look(*arguments)
+        one.renew()
+        return plan
+
+    monkeypatch.setattr(two, "_plan", look_and_hesitate)
+    assert two.renew().epochs == {}
+    with store.transaction() as connection:
+        assert one.confirm(connection, NAMES) == set(NAMES)
+    store.dispose()
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
 def test_rows_locked_by_a_stopped_candidate_hold_up_nobody(request, kind, hands):
     store = Store(database_url=request.getfixturevalue(f"{kind}_url"), now=hands.expression)
     store.create()
