@@ -56,9 +56,7 @@ class Inbox:
         """
         ordered = sorted(messages, key=lambda message: message.id.encode())
         rows = [self._row(group, message, done) for message in ordered]
-        return self._store.dialect.claim(
-            connection, self._table, rows, lock_timeout=lock_timeout
-        )
+        return self._store.dialect.claim(connection, self._table, rows, lock_timeout=lock_timeout)
 
     def _row(self, group: str, message: Message, done: bool) -> dict[str, Any]:
         now = self._store.now()
@@ -92,9 +90,7 @@ class Inbox:
             .values(done_at=self._store.now())
         )
 
-    def mark_waiting(
-        self, connection: Connection, group: str, topic: str, message_id: str
-    ) -> None:
+    def mark_waiting(self, connection: Connection, group: str, topic: str, message_id: str) -> None:
         """Take back a claim's "done": something still follows from this message."""
         connection.execute(
             update(self._table).where(*self._is(group, topic, message_id)).values(done_at=None)

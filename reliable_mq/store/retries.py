@@ -210,9 +210,7 @@ class Retries:
     def count(self, connection: Connection, group: str, topic: str) -> int:
         """Return how many rows wait, followers included."""
         columns = self._table.c
-        query = select(func.count()).where(
-            columns.consumer_group == group, columns.topic == topic
-        )
+        query = select(func.count()).where(columns.consumer_group == group, columns.topic == topic)
         return int(connection.execute(query).scalar_one())
 
     def next_due_in(
