@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import insert, text
+from sqlalchemy import create_engine, insert, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.util import greenlet_spawn
 
@@ -96,6 +96,24 @@ def test_a_turn_that_does_not_come_is_a_locked_database(monkeypatch, awaiting):
     assert SQLite().classify(caught.value) is Trouble.BUSY
     lock.release()
     assert lock.ask().is_set()
+
+
+def test_who_waits_for_another_process_asks_every_millisecond(store, monkeypatch):
+    # Left to itself, SQLite asks after 1, 2, 5, 10, 15, 20, 25, ... up to 100 milliseconds.
+    asked: list[float] = []
+
+    def pause(seconds: float, *, awaiting: bool) -> None:
+        asked.append(seconds)
+        if len(asked) == 30:
+            other.rollback()
+
+    monkeypatch.setattr(fairness, "pause", pause)
+    engine = create_engine(store.engine.url)
+    with engine.connect() as other, store.engine.connect() as connection:
+        other.exec_driver_sql("BEGIN IMMEDIATE")
+        store.dialect.begin(connection)
+    assert asked == [fairness.POLL] * 30
+    engine.dispose()
 
 
 # --- other processes --------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, create_engine, event, insert, select
 from sqlalchemy.exc import IntegrityError, InvalidRequestError, PendingRollbackError
-from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from sqlalchemy.orm import Session, SessionTransaction, scoped_session, sessionmaker
 
 from reliable_mq.errors import ConfigurationError, NoTransactionError
 from reliable_mq.store import Store, outbox
@@ -248,6 +248,27 @@ def test_a_hook_may_publish_while_savepoints_left_open_are_committed(store, shop
             publish(store, session, "a")
             session.add(Order(number=1, customer="ann"))
     assert stored(store) == ["a", "hook1"]
+
+
+def test_a_hook_may_publish_once_the_savepoints_left_open_are_committed(store, shop):
+    with Session(shop) as session:
+
+        def add_another(session: Session, transaction: SessionTransaction) -> None:
+            if transaction.nested:
+                session.add(Order(number=1, customer="ann"))
+
+        def hook(session: Session, context: Any) -> None:
+            publish(store, session, "hook")
+
+        with (
+            listening(session, "after_transaction_end", add_another),
+            listening(session, "after_flush", hook),
+            session.begin(),
+        ):
+            publish(store, session, "a")
+            session.begin_nested()
+            publish(store, session, "b")
+    assert (stored(store), orders(store)) == (["a", "b", "hook"], 1)
 
 
 def test_a_savepoint_of_the_connection_that_the_session_does_not_know_is_refused(store, shop):

@@ -194,6 +194,18 @@ def test_an_outer_message_survives_a_savepoint_with_very_many(store, shop):
     assert stored(store) == ["a", *many, "z"]
 
 
+def test_a_savepoint_behind_very_many_messages_takes_only_its_own(store, shop):
+    many = [f"{n:04}" for n in range(1200)]
+    with shop.begin() as connection:
+        publish(store, connection, *many)
+        for name in "xy":
+            savepoint = connection.begin_nested()
+            publish(store, connection, name)
+            savepoint.rollback()
+        publish(store, connection, "z")
+    assert stored(store) == [*many, "z"]
+
+
 def test_what_a_savepoint_wrote_early_is_rolled_back_with_it(store, shop):
     with shop.begin() as connection:
         outer = connection.begin_nested()

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, create_engine, insert, select, text
+from sqlalchemy import Connection, create_engine, event, insert, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
@@ -18,7 +18,7 @@ from reliable_mq.errors import ConfigurationError, NoTransactionError
 from reliable_mq.store import Store, current
 from reliable_mq.store.transactions import Transaction
 from tests.store.conftest import Bridge
-from tests.store.shop import Order, listening, orders, publish, stored
+from tests.store.shop import Order, orders, publish, stored
 
 ASYNC = ["aiosqlite", "psycopg_async", "asyncpg", "asyncmy"]
 async_drivers = pytest.mark.parametrize("bridge", ASYNC, indirect=True)
@@ -126,13 +126,11 @@ def test_outside_a_transaction_there_is_none(store):
 
 
 def test_a_hook_of_the_commit_still_finds_the_transaction(store):
+    def hook(session: Session) -> None:
+        publish_here(store, "hook")
+
     with Transaction(store) as session:
-
-        def hook(session: Session) -> None:
-            publish_here(store, "hook")
-
-        with listening(session, "before_commit", hook):
-            session.commit()
+        event.listen(session, "before_commit", hook)
     assert stored(store) == ["hook"]
 
 
@@ -382,6 +380,20 @@ def test_on_sqlite_it_has_the_write_lock_from_the_start(sqlite_store):
         session.add(Order(number=1, customer="ann"))
     impatient.dispose()
     assert orders(sqlite_store) == 1
+
+
+def test_on_sqlite_an_async_one_has_it_too(sqlite_store):
+    impatient = create_engine(sqlite_store.engine.url, connect_args={"timeout": 0})
+
+    async def main() -> None:
+        async with Transaction(sqlite_store) as session:
+            await session.execute(select(Order))
+            with impatient.connect() as connection, pytest.raises(OperationalError, match="locked"):
+                connection.execute(insert(Order).values(number=2, customer="bob"))
+        await sqlite_store.adispose()
+
+    asyncio.run(main())
+    impatient.dispose()
 
 
 def test_on_sqlite_threads_wait_for_each_other_without_an_error(sqlite_store):

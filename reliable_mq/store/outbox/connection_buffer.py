@@ -19,22 +19,21 @@ if TYPE_CHECKING:
 
 
 class _Buffer:
-    """What one root transaction has published.
+    """What one root transaction has published and not written yet.
 
-    ``starts`` has, by the number of a savepoint, how many rows there were before the first one
+    ``starts`` has, by the number of a savepoint, how many messages were held before the first one
     published directly inside it. Numbers rise, and a later savepoint lies inside every earlier
-    one that is still open: rolling back to number k undoes all rows from the first of k or later.
+    one that is still open: rolling back to number k undoes all from the first of k or later.
     """
 
     def __init__(self) -> None:
         self.pending = Pending()
-        self.written = 0
         self.starts: dict[int, int] = {}
         self.appended: set[Store] = set()
 
     def add(self, savepoint: int | None, store: Store, message: Message) -> None:
         if savepoint is not None:
-            self.starts.setdefault(savepoint, self.written + len(self.pending))
+            self.starts.setdefault(savepoint, len(self.pending))
         self.pending.add(store, message)
 
     def start_of(self, savepoint: int) -> int | None:
@@ -45,17 +44,17 @@ class _Buffer:
         start = self.start_of(savepoint)
         if start is not None:
             # What was written already, the database undoes by itself.
-            self.pending.truncate(max(0, start - self.written))
-        self.starts = {n: start for n, start in self.starts.items() if n < savepoint}
+            self.pending.truncate(start)
 
     def may_write_in(self, savepoint: int | None) -> bool:
-        """Tell whether a rollback to the innermost *savepoint* should undo every row we hold."""
-        return savepoint is None or self.start_of(savepoint) == self.written
+        """Tell whether a rollback to the innermost *savepoint* should undo every row we hold.
+
+        So whatever is open at a write began before all that is written, and its start stays 0.
+        """
+        return savepoint is None or self.start_of(savepoint) == 0
 
     def write(self, connection: Connection) -> None:
-        count = len(self.pending)
         self.appended |= self.pending.write(lambda store: connection)
-        self.written += count
 
 
 _COMMITTED = "reliable_mq_committed"
