@@ -33,7 +33,7 @@ def rows(text: str) -> dict[str, list[str]]:
     found = {}
     for line in text.splitlines():
         if line.startswith("| "):
-            cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
+            cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
             found[cells[0].strip("`")] = cells[1:]
     return found
 
