@@ -112,7 +112,7 @@ def _read_rabbitmq(one: Server) -> str:
 
 def _write_kafka(one: Server) -> None:
     from confluent_kafka import Producer
-    from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+    from confluent_kafka.admin import AdminClient, NewTopic
 
     assert isinstance(one, Kafka)
     admin = AdminClient({"bootstrap.servers": one.bootstrap})
