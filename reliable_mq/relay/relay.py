@@ -38,6 +38,9 @@ _READ_AHEAD = 4
 each batch; and walking past rows that wait then costs less for each row that is sent."""
 
 _SLICE = 0.2
+_DEAR = 0.05
+"""Seconds of a look at the outbox from which on looks are spaced out."""
+
 _FIRST_PAUSE = 0.1
 _MAX_PAUSE = 5.0
 _LAST_TRIES = 5
@@ -75,7 +78,8 @@ class Relay:
 
     No transaction is open while it publishes. Its memory does not grow with the outbox.
 
-    :meth:`run` and :meth:`step` exclude each other; the rest may be called by any thread.
+    :meth:`run`, :meth:`step` and :meth:`close` exclude each other; the rest may be called by any
+    thread.
     """
 
     def __init__(
@@ -151,10 +155,12 @@ class Relay:
         try:
             with self._alone(), self._settler.beside():
                 listener.start()
-                while not stop.is_set():
-                    self._wake.clear()
-                    self._attempt(stop)
-                self._wind_up()
+                try:
+                    while not stop.is_set():
+                        self._wake.clear()
+                        self._attempt(stop)
+                finally:
+                    self._wind_up()
         finally:
             self._store.on_appended.remove(self.wake)
             listener.close()
@@ -207,7 +213,7 @@ class Relay:
         """Wait until there may be something to do."""
         # Hints must not make a relay look all the time where looking is dear: where many rows
         # wait for a route, each look walks past them.
-        stop.wait(min(cost, 1.0))
+        stop.wait(min(cost if cost < _DEAR else 4 * cost, self._poll))
         due = self._waiting.next_end()
         renewal = self._renew_at - self._clock.monotonic()
         left = min(self._poll, renewal, self._poll if due is None else due)
@@ -260,21 +266,36 @@ class Relay:
     def _send(self, batch: Sequence[Outgoing], stopped: set[RowKey]) -> Verdict:
         """Publish *batch* but for what waits, and for keys *stopped*, earlier in this read too."""
         verdict = Verdict(stopped=stopped)
-        rows: list[Outgoing] = []
-        messages: list[Message] = []
+        readable, unreadable = self._open(batch, verdict)
+        if readable:
+            left = self._leases.until - self._clock.monotonic()
+            messages = [message for _, message in readable]
+            outcomes = self._sender.publish(messages, min(self._publish_timeout, left))
+            self._learn(judge([row for row, _ in readable], outcomes, verdict))
+        for row, cause in unreadable:
+            # Behind one that was not sent it has to wait for its turn to be held.
+            if not verdict.is_stopped(row):
+                verdict.refuse(row, cause)
+        return verdict
+
+    def _open(
+        self, batch: Sequence[Outgoing], verdict: Verdict
+    ) -> tuple[list[tuple[Outgoing, Message]], list[tuple[Outgoing, str]]]:
+        """Return the messages to publish, and the rows without one; of a key nothing behind it."""
+        readable: list[tuple[Outgoing, Message]] = []
+        unreadable: list[tuple[Outgoing, str]] = []
+        broken: set[RowKey | None] = set()
         for row in batch:
             if verdict.is_stopped(row) or self._waiting.blocks(row):
                 continue
+            if row.key is not None and row.key in broken:
+                continue
             try:
-                messages.append(row.message())
-                rows.append(row)
+                readable.append((row, row.message()))
             except UnreadableRowError as error:
-                verdict.refuse(row, str(error))
-        if rows:
-            left = self._leases.until - self._clock.monotonic()
-            outcomes = self._sender.publish(messages, min(self._publish_timeout, left))
-            self._learn(judge(rows, outcomes, verdict))
-        return verdict
+                unreadable.append((row, str(error)))
+                broken.add(row.key)
+        return readable, unreadable
 
     # --- leases ----------------------------------------------------------------------------------
 

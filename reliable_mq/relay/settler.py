@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -38,7 +39,7 @@ class Settler:
         self._leases = leases
         self._events = events
         self._unsettled: deque[Verdict] = deque()
-        self._executor: ThreadPoolExecutor | None = None
+        self._is_beside = False
         self._writing: Future[None] | None = None
         self.sent = 0
         self.held = 0
@@ -50,12 +51,12 @@ class Settler:
 
     @contextmanager
     def beside(self) -> Iterator[None]:
-        """Inside the block write on another thread, so that publishing need not wait for it."""
-        with ThreadPoolExecutor(1, thread_name_prefix="reliable-mq-settle") as self._executor:
-            try:
-                yield
-            finally:
-                self._executor = None
+        """Inside the block write on other threads, so that publishing need not wait for it."""
+        self._is_beside = True
+        try:
+            yield
+        finally:
+            self._is_beside = False
 
     def begin(self, verdict: Verdict) -> None:
         """Write *verdict*, maybe while the caller goes on. Raises what the one before raised.
@@ -64,10 +65,15 @@ class Settler:
         """
         self._unsettled.append(verdict)
         self.finish()
-        if self._executor is None:
+        if not self._is_beside:
             self._write_all()
-        else:
-            self._writing = self._executor.submit(self._write_all)
+            return
+        self._writing = Future()
+        # A daemon: a database that never answers must not keep the process from its end.
+        write = threading.Thread(
+            target=self._write_into, args=(self._writing,), name="reliable-mq-settle", daemon=True
+        )
+        write.start()
 
     def finish(self) -> None:
         """Wait for what is being written; raise the database's error where it failed."""
@@ -79,6 +85,14 @@ class Settler:
         """Write everything there is, now. Raises the database's error where that fails."""
         self.finish()
         self._write_all()
+
+    def _write_into(self, written: Future[None]) -> None:
+        try:
+            self._write_all()
+        except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+            written.set_exception(error)
+        else:
+            written.set_result(None)
 
     def _write_all(self) -> None:
         while self._unsettled:

@@ -133,7 +133,7 @@ def test_a_follower_never_overtakes_while_an_operator_retries(server_store, brok
     store = server_store
     desk = OutboxDesk(store, discard_after=0.0)
     relay = make_relay(store, broker)
-    for n in range(25):
+    for n in range(10):
         number = hold_first(store, broker, f"{n}a", f"{n}b")
         with running(relay):
             assert desk.retry(number)

@@ -205,6 +205,22 @@ def test_trap_10_a_row_that_cannot_be_read_is_held_and_blocks_nobody(store, brok
     assert "cannot be read" in row_of(store, "broken", is_held=True).cause
 
 
+def test_a_row_that_cannot_be_read_is_held_only_when_its_turn_has_come(store, broker):
+    """Held too early, it would stop the one before it, which only a network failure delayed."""
+    broker.answer("k1", UNKNOWN)
+    commit(store, message("k1"), message("broken"), message("k3"), message("x", "x"))
+    execute(
+        store,
+        f"UPDATE {store.tables.outbox.name} SET headers = :bad WHERE message_id = 'broken'",
+        bad=b"no json",
+    )
+    relay = make_relay(store, broker)
+    relay.step()
+    assert (broker.log, held(store)) == (["x"], [])
+    drain(relay)
+    assert (broker.log, held(store), waiting(store)) == (["x", "k1"], ["broken"], ["k3"])
+
+
 @pytest.mark.parametrize("column", ["message_id", "topic", "content_type"])
 @pytest.mark.parametrize("kind", ["sqlite", "mariadb"])
 def test_trap_10_broken_text_in_one_row_does_not_break_the_reading_of_the_others(

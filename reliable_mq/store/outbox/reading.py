@@ -109,6 +109,8 @@ class Reader:
             return []
         with self._store.engine.connect() as connection:
             if self._store.dialect.name == "postgresql":
+                # In a transaction, to whose end the settings last, whatever the engine's default.
+                connection.execution_options(isolation_level="READ COMMITTED")
                 connection.execute(_NO_PLANNER_CHOICE)
             statement = self._statement(bool(excluded))
             found = list(connection.execute(statement, self._with(excluded)).all())
