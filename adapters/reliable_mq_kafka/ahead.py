@@ -65,8 +65,8 @@ class Window:
     what is kept ahead has been used up.
     """
 
-    _SECONDS = 1.0
-    _QUEUE = 10_000
+    _SECONDS = 0.5
+    _QUEUE = 6000
     """More than the client queues: behind so many records everything older was seen."""
 
     def __init__(self) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from reliable_mq_kafka.errors import error_of, text_of
+from reliable_mq.errors import ConfigurationError, ReliableMQError
+from reliable_mq_kafka.errors import error_of, text_of, translate
 from reliable_mq_kafka.partitions import OwnedPartition, Share
 
 log = logging.getLogger("reliable_mq.kafka")
@@ -83,6 +84,11 @@ class Commits:
             owned = self._share.at(one.topic, one.partition)
             if owned is not None and one not in failed:
                 owned.was_committed(one.offset)
+
+    def trouble(self, doing: str) -> ReliableMQError | None:
+        """Return the error where commits fail for a reason that only a person can mend."""
+        error = None if self.failure is None else translate(self.failure, doing)
+        return error if isinstance(error, ConfigurationError) else None
 
     def _failed(self, error: KafkaError | None, partitions: Iterable[TopicPartition]) -> None:
         self.failure = error

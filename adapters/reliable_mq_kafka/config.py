@@ -150,7 +150,7 @@ class Clients:
             # The default of a second halts fetching for that long whenever the queue is full.
             "fetch.queue.backoff.ms": 10,
             # What is fetched ahead is bounded, because a lost partition throws it away.
-            "queued.min.messages": 5000,
+            "queued.min.messages": 2000,
             "queued.max.messages.kbytes": 16384,
             # Of a rebalance the members learn by their heartbeats.
             "heartbeat.interval.ms": max(1, min(1000, session // 6)),

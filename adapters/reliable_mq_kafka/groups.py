@@ -16,6 +16,9 @@ from reliable_mq_kafka.partitions import Place
 
 _FIRST_PATIENCE = 0.5
 _PAUSE = 0.05
+_KEPT = 60.0
+"""Seconds after which a client that nobody uses is ended."""
+
 _PASSING = frozenset(
     {
         KafkaError._TIMED_OUT,
@@ -30,7 +33,7 @@ _PASSING = frozenset(
 
 
 class Groups:
-    """A consumer client a group, made at its first use and kept. Thread-safe.
+    """A consumer client a group, made when it is needed and kept for a while. Thread-safe.
 
     The client for administration can ask the same. In librdkafka 2.16 it crashes the process
     when the group's coordinator has moved or is not ready, as after the start of a broker.
@@ -78,6 +81,7 @@ class _Observer:
         self._doing = f"cannot look up what group {group!r} has acknowledged"
         self._lock = threading.Lock()
         self._current: tuple[Consumer, Health] | None = None
+        self._used_at = 0.0
 
     def committed(self, partitions: list[TopicPartition]) -> dict[Place, int]:
         """Return the committed offsets that there are."""
@@ -85,6 +89,7 @@ class _Observer:
             consumer, health = self._use()
             found = self._ask(consumer, health, partitions)
             health.recovered()
+            self._used_at = time.monotonic()
         for one in found:
             if one.error is not None:
                 raise translate(one.error, self._doing)
@@ -132,9 +137,11 @@ class _Observer:
         return self._current
 
     def tend(self) -> None:
-        """Serve the client, unless it is in use."""
+        """Serve the client, unless it is in use; end it when nobody has used it for long."""
         if self._lock.acquire(blocking=False):
             try:
+                if time.monotonic() - self._used_at > _KEPT:
+                    self._current = None
                 if self._current is not None:
                     self._current[0].poll(0)
             finally:

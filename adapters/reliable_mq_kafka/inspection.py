@@ -12,6 +12,7 @@ from reliable_mq_kafka.admin import Admin
 
 _OFFSETS = "__consumer_offsets"
 _SHORT = timedelta(days=1)
+_HOUR = timedelta(hours=1)
 
 Settings = Mapping[str, str | None]
 
@@ -59,6 +60,17 @@ def _of_brokers(settings: Settings) -> Iterator[Finding]:
             what=f"offsets.retention.minutes is {minutes}",
             why="a group that is stopped for longer begins again at the earliest message",
             remedy="set offsets.retention.minutes to 10080 or more",
+        )
+
+    expiration = int(settings.get("producer.id.expiration.ms") or 0)
+    if 0 < expiration < _HOUR / timedelta(milliseconds=1):
+        yield Finding(
+            severity=Severity.WARNING,
+            subject="brokers",
+            what=f"producer.id.expiration.ms is {expiration}",
+            why="a producer that was silent for longer is not known any more, and what follows a "
+            "refused message of a key may then be stored",
+            remedy="set producer.id.expiration.ms to 3600000 or more on every broker",
         )
 
 

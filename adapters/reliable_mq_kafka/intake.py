@@ -82,8 +82,10 @@ class Intake:
     def take(self, limit: int) -> list[Received]:
         """Return up to *limit* deliveries of what was read."""
         taken = self._ahead.take(limit)
-        if taken and self._health.troubled:
-            self._health.recovered()
+        if taken:
+            self._trouble = None
+            if self._health.troubled:
+                self._health.recovered()
         return taken
 
     def lost(self) -> list[Lost]:
@@ -195,7 +197,7 @@ class Intake:
 
         Where the brokers cannot be reached, whatever is with the application is lost before.
         """
-        trouble, self._trouble = self._trouble, None
+        trouble, self._trouble = self._trouble or self.commits.trouble(self._doing), None
         if trouble is not None:
             raise trouble
         if self._health.troubled and not self._answers():
@@ -376,6 +378,7 @@ class Intake:
 def _end(consumer: Consumer, polite: bool) -> None:
     """End a client, on a thread of its own; without *polite* the brokers are not told."""
     if polite:
+        # Everything is committed. Should the brokers not hear of it, the session expires.
         with suppress(KafkaException):
             consumer.close()
     # Else the last reference goes here, and with it the client.

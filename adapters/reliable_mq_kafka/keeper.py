@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
+
+log = logging.getLogger("reliable_mq.kafka")
 
 _EVERY = 1.0
 
@@ -40,4 +43,8 @@ class Keeper:
     def _run(self) -> None:
         while not self._end.wait(_EVERY):
             for chore in self._chores:
-                chore()
+                try:
+                    chore()
+                except Exception:
+                    # Whoever uses that client will meet the error; the others still need care.
+                    log.exception("an idle Kafka client could not be served")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from confluent_kafka import KafkaException, Producer
@@ -15,10 +15,18 @@ from reliable_mq_kafka.health import Health
 _SLICE = 0.1
 _LOOK = 0.3
 _PURGE = 1.0
+_LIFETIME = 1800.0
+"""Seconds; far below the day after which a broker forgets a producer that was silent."""
 
 
 class Line:
     """A producer and what is known of it. Thread-safe.
+
+    *Primed* is a partition in which a broker has stored a message of this producer. Only there
+    does it refuse a request that does not follow the one before. What a producer sends first, or
+    after the broker forgot it (``producer.id.expiration.ms``, a day), it takes with any number:
+    requests behind a refused one too. Hence nothing may be sent behind a message of an unprimed
+    partition before that is confirmed, and a producer must not grow old.
 
     Delivery reports are served by whichever thread polls: one of those that wait polls for all,
     the others sleep until it wakes them. Once given up it stores nothing more: what it still
@@ -30,8 +38,9 @@ class Line:
         self.producer = make(self.health)
         self.users = 0
         """How many publishes use it; counted by their owner, under its lock."""
-        self.missing: set[str] = set()
-        """Topics that did not exist when messages were sent to them."""
+        self._retires_at = time.monotonic() + _LIFETIME
+        self._partitions: dict[str, int] = {}
+        self._primed: dict[str, set[int]] = {}
         self._confirmed = False
         self._given_up = threading.Event()
         self._turn = threading.Condition()
@@ -43,6 +52,11 @@ class Line:
         return not self._given_up.is_set()
 
     @property
+    def is_old(self) -> bool:
+        """Tell whether another one should take its place."""
+        return time.monotonic() >= self._retires_at
+
+    @property
     def hopeless(self) -> bool:
         """Tell whether the brokers refuse this client, so that waiting for them is in vain."""
         return self.health.refused and not self._confirmed
@@ -52,16 +66,39 @@ class Line:
         self._confirmed = True
         self.health.recovered()
 
-    def look_up(self, topic: str, patience: float) -> None:
-        """Ask a broker for *topic*.
+    # --- topics ---
+
+    def look_up(self, topics: Iterable[str], patience: float) -> None:
+        """Ask a broker for those of *topics* that are not known to exist.
 
         Makes the first message of a new producer ten times as fast: librdkafka looks for its id
         every half a second otherwise. And lets it know at once that a missing topic exists now.
         Whether there is an answer does not matter here: the messages will tell.
         """
-        self.missing.discard(topic)
-        with suppress(KafkaException):
-            self.producer.list_topics(topic, timeout=max(0.0, min(patience, _LOOK)))
+        until = time.monotonic() + min(patience, _LOOK)
+        for topic in topics:
+            left = until - time.monotonic()
+            if topic in self._partitions or left <= 0:
+                continue
+            with suppress(KafkaException):
+                found = self.producer.list_topics(topic, timeout=left).topics[topic]
+                if found.error is None:
+                    self._partitions[topic] = len(found.partitions)
+
+    def forget(self, topic: str) -> None:
+        """Note that a topic does not exist (any more)."""
+        self._partitions.pop(topic, None)
+
+    def prime(self, topic: str, partition: int) -> None:
+        """Note that a broker has stored a message in a partition."""
+        self._primed.setdefault(topic, set()).add(partition)
+
+    def is_primed(self, topic: str) -> bool:
+        """Tell whether every partition of *topic* is primed."""
+        partitions = self._partitions.get(topic)
+        return partitions is not None and len(self._primed.get(topic, ())) >= partitions
+
+    # --- reports ---
 
     def serve(self, seconds: float) -> None:
         """Run the callbacks of what has ended, waiting up to *seconds* for the first."""
@@ -98,6 +135,8 @@ class Line:
         with self._turn:
             self._polled = False
             self._turn.notify_all()
+
+    # --- the end ---
 
     def give_up(self) -> None:
         """Take everything out of the producer: it comes back with errors, nothing is sent later.

@@ -5,7 +5,9 @@ How the promises are kept:
 - *Sent* is a delivery report without an error, of an idempotent producer with ``acks=all``.
 - *Prefix rule.* A partition's messages are stored in the order in which they were handed over,
   and the first one that a broker refuses ends the producer (``enable.gapless.guarantee``), so
-  that nothing behind it is stored. A message that the client itself refuses blocks its key.
+  that nothing behind it is stored. For what is on its way already the broker sees to that, but
+  only in a partition where it knows the producer: there of each key the first message goes ahead
+  alone. A message that the client itself refuses blocks its key.
 - *Nothing later.* Whoever does not have all its reports at its deadline ends the producer:
   what was queued is taken out of it. What a broker has been sent already may still be stored,
   as a copy of what will be sent again before anything younger of its key.
@@ -21,7 +23,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from confluent_kafka import Producer
 
@@ -88,12 +90,10 @@ class Publisher:
         """End the producer. Publishes under way return; what was not confirmed is unknown."""
         with self._lock:
             self._closed = True
-            line, self._line = self._line, None
-            if line is None:
-                return
-            line.users += 1
-        line.give_up()
-        self._give_back(line)
+            line = self._retire()
+        if line is not None:
+            line.give_up()
+            self._give_back(line)
 
     # --- rounds ---
 
@@ -101,19 +101,30 @@ class Publisher:
         """Send what is open; return why some of it may still be open."""
         if draft.suspicious:
             return self._one_by_one(draft, deadline)
-        line, is_new = self._take()
+        line = self._take()
         try:
-            if is_new:
-                line.look_up(draft.messages[0].topic, deadline - time.monotonic())
-            if line.missing:
-                for topic in line.missing & {message.topic for message in draft.messages}:
-                    line.look_up(topic, deadline - time.monotonic())
-            shipment = Shipment(line, draft, deadline)
-            shipment.send(draft.open())
-            shipment.settle()
+            topics = {message.topic for message in draft.messages}
+            line.look_up(topics, deadline - time.monotonic())
+            if not all(map(line.is_primed, topics)):
+                self._send(line, draft, draft.heads(), deadline, first=True)
+            if not draft.complete and line.usable:
+                self._send(line, draft, draft.open(), deadline)
             return _cause(line)
         finally:
             self._give_back(line)
+
+    def _send(
+        self,
+        line: Line,
+        draft: Draft,
+        messages: Iterable[tuple[int, Message]],
+        deadline: float,
+        *,
+        first: bool = False,
+    ) -> None:
+        shipment = Shipment(line, draft, deadline)
+        shipment.send(messages, first=first)
+        shipment.settle()
 
     def _one_by_one(self, draft: Draft, deadline: float) -> str:
         line = Line(lambda health: self._clients.producer(health, **_ALONE))
@@ -132,25 +143,32 @@ class Publisher:
         # Each message fits, all together did not: the topic's limit is below the producer's.
         with self._lock:
             self._batch_bytes = max(_SMALLEST_BATCH, self._batch_bytes // 4)
-            line, self._line = self._line, None
-            if line is not None:
-                line.users += 1
-        if line is not None:
-            self._give_back(line)
+            old = self._retire()
+        if old is not None:
+            self._give_back(old)
 
     # --- the producer ---
 
-    def _take(self) -> tuple[Line, bool]:
-        """Return the shared producer, and whether it was made just now."""
+    def _take(self) -> Line:
+        """Return the shared producer, to be given back."""
         with self._lock:
             if self._closed:
                 raise TransportError("the adapter is closed")
-            line, is_new = self._line, False
-            if line is None or not line.usable:
-                line, is_new = Line(self._make), True
-                self._line = line
+            old = self._retire() if self._line is not None and self._line.is_old else None
+            if self._line is None or not self._line.usable:
+                self._line = Line(self._make)
+            line = self._line
             line.users += 1
-            return line, is_new
+        if old is not None:
+            self._give_back(old)
+        return line
+
+    def _retire(self) -> Line | None:
+        """Give the shared producer to nobody any more; it is to be given back. Under the lock."""
+        old, self._line = self._line, None
+        if old is not None:
+            old.users += 1
+        return old
 
     def _make(self, health: Health) -> Producer:
         return self._clients.producer(health, batch_size=self._batch_bytes)

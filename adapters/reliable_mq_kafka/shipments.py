@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import TypeAlias
 
 from confluent_kafka import KafkaError, KafkaException
 
@@ -17,6 +18,8 @@ from reliable_mq_kafka.records import KafkaRecord, headers_of
 
 _SERVE_EVERY = 100
 _PATIENCE = 0.05
+
+_Report: TypeAlias = Callable[[int, KafkaError | None, KafkaRecord], None]
 
 _NO_VERDICT = frozenset(
     {
@@ -47,14 +50,15 @@ class Shipment:
         self._seen: set[int] = set()
         self._blocked: set[Place | None] = set()
 
-    def send(self, messages: Iterable[tuple[int, Message]]) -> None:
+    def send(self, messages: Iterable[tuple[int, Message]], *, first: bool = False) -> None:
         """Hand *messages* over and wait until each has its report.
 
         Ends early with the deadline or the producer; nothing of it is under way in the client
         then. The producer stops at its first message that a broker refuses; what this round sees
-        to is that none is handed over behind one of its key that was refused before.
+        to is that none is handed over behind one of its key that was refused before. *first*:
+        note which partitions are primed by it.
         """
-        self._hand_over(messages)
+        self._hand_over(messages, self._report_first if first else self._report)
         self._line.wait(self._is_done, self._deadline)
         if self._waiting:
             self._line.give_up()
@@ -67,7 +71,7 @@ class Shipment:
 
         *alone*: each message was a request of its own, so a refused request is a refused message.
         """
-        if len(self._taken) == len(self._draft.messages) and self._is_flawless():
+        if len(self._taken) == len(self._draft.messages) and not (self._waiting or self._failures):
             return self._draft.settle_all(SENT)
         for index in self._taken:
             if index not in self._failures and index not in self._waiting:
@@ -81,19 +85,16 @@ class Shipment:
             topic = self._draft.messages[index].topic
             self._draft.settle(index, outcome_of(error, topic))
             if error.code() in MISSING:
-                self._line.missing.add(topic)
+                self._line.forget(topic)
         if self._line.hopeless:
             self._draft.settle_open(Unknown(self._line.health.why()))
         return None
 
-    def _is_flawless(self) -> bool:
-        return not (self._waiting or self._failures)
-
     # --- handing over ---
 
-    def _hand_over(self, messages: Iterable[tuple[int, Message]]) -> None:
+    def _hand_over(self, messages: Iterable[tuple[int, Message]], report: _Report) -> None:
         # The path of every message: what is not needed here is elsewhere.
-        produce, report = self._line.producer.produce, self._report
+        produce = self._line.producer.produce
         waiting, taken = self._waiting, self._taken
         for index, message in messages:
             if self._failures and self._is_blocked(message):
@@ -129,17 +130,23 @@ class Shipment:
         """Note that the client did not take a message."""
         self._waiting.discard(index)
         self._own_failures.add(index)
-        self._failures[index] = (
-            error_of(error)
-            if isinstance(error, KafkaException)
-            else KafkaError(KafkaError.INVALID_RECORD, f"it cannot be encoded: {error}")
-        )
+        if not isinstance(error, KafkaException):
+            error = KafkaException(KafkaError(KafkaError.INVALID_RECORD, f"cannot encode: {error}"))
+        self._failures[index] = found = error_of(error)
+        if found.code() == KafkaError._FATAL:
+            self._line.give_up()
 
     def _report(self, index: int, error: KafkaError | None, record: KafkaRecord) -> None:
         """Take a delivery report; on whichever thread polls."""
         if error is not None:
             self._failures[index] = error
         self._waiting.discard(index)
+
+    def _report_first(self, index: int, error: KafkaError | None, record: KafkaRecord) -> None:
+        topic, partition = record.topic(), record.partition()
+        if error is None and topic is not None and partition is not None:
+            self._line.prime(topic, partition)
+        self._report(index, error, record)
 
     def _is_blocked(self, message: Message) -> bool:
         if len(self._seen) < len(self._failures):

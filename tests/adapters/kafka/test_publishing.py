@@ -125,6 +125,37 @@ def test_nothing_behind_a_refused_message_of_its_key_is_stored_even_when_it_was_
     assert unique == [one.id for one in messages[:40]]
 
 
+def test_nothing_overtakes_a_refused_message_in_a_partition_new_to_the_producer(
+    open_one: Open, declare: Declare, kafka_url: str
+) -> None:
+    # A request for each message, so that several are under way when the first is refused. In a
+    # partition where it does not know the producer, a broker takes any of them.
+    adapter = open_one(client_options={"batch.num.messages": 1})
+    assert adapter.publish([message(declare())], TIMEOUT) == [SENT]
+    for _ in range(4):
+        topic = declare(partitions=2, options={"max.message.bytes": 20_000})
+        sizes = [30_000, *[400] * 199]
+        outcomes = adapter.publish([message(topic, bytes(n), key="key") for n in sizes], TIMEOUT)
+        assert isinstance(outcomes[0], Refused)
+        assert kinds(outcomes[1:]) == {"Unknown": 199}
+        assert stored(kafka_url, topic, 2) == []
+        # The refusal ended the producer; the next one is to be known by name as well.
+        assert adapter.publish([message(declare())], TIMEOUT) == [SENT]
+
+
+def test_a_producer_that_is_old_makes_room_for_a_new_one(
+    adapter: KafkaAdapter, declare: Declare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = declare()
+    assert adapter.publish([message(topic)], TIMEOUT) == [SENT]
+    first = adapter._publisher._line
+    assert first is not None
+    monkeypatch.setattr(first, "_retires_at", 0.0)
+    assert adapter.publish([message(topic)], TIMEOUT) == [SENT]
+    assert adapter._publisher._line is not first
+    assert not hasattr(first, "producer"), "it was not closed"
+
+
 def test_messages_that_fit_one_by_one_are_sent_where_their_batch_is_too_large(
     adapter: KafkaAdapter, declare: Declare, kafka_url: str
 ) -> None:
