@@ -15,6 +15,7 @@ from sqlalchemy import MetaData
 from reliable_mq import operations
 from reliable_mq.adapter import Refused, Sent
 from reliable_mq.consumer.lanes import AnyContext
+from reliable_mq.consumer.reports import QUIET
 from reliable_mq.declaring import (
     TopicBook,
     check_retention,
@@ -26,6 +27,7 @@ from reliable_mq.errors import (
     ConfigurationError,
     PublishRejectedError,
     PublishUnconfirmedError,
+    TransportError,
 )
 from reliable_mq.events import Events
 from reliable_mq.handlers import (
@@ -51,6 +53,7 @@ from reliable_mq.service import Service
 from reliable_mq.settings import Settings
 from reliable_mq.status import Counts, Status
 from reliable_mq.store import Store, current, outbox
+from reliable_mq.store.texts import cause_of
 from reliable_mq.store.transactions import Transaction
 
 if TYPE_CHECKING:
@@ -316,6 +319,23 @@ class ReliableMQ:
         if self._settings.auto_declare and not self._runtime.declared:
             self.declare()
 
+    def _prepare_transaction(self) -> None:
+        """Declare, as far as a transaction needs it: the tables. The broker may be away."""
+        if self._settings.auto_declare and not self._runtime.declared:
+            with self._runtime.declare_lock:
+                self._declare_tables_at_least()
+
+    def _declare_tables_at_least(self) -> None:
+        runtime = self._runtime
+        if runtime.declared or runtime.clock.monotonic() < runtime.declare_again_at:
+            return
+        try:
+            self.declare()
+        except TransportError as error:
+            # Asked again now and then: each time may take the client's connection time-out.
+            runtime.declare_again_at = runtime.clock.monotonic() + QUIET
+            log.warning("topics are not declared yet, messages wait: %s", cause_of(error, 1000))
+
     # --- publishing -----------------------------------------------------------------------------
 
     @overload
@@ -520,16 +540,15 @@ class ReliableMQ:
 
         Gives a ``Session`` or an ``AsyncSession``; commits at the end of the block, rolls back on
         an exception. Inside a current one it is a savepoint of it. :meth:`publish` without a
-        session goes into it.
+        session goes into it. The broker need not be there.
         """
-        return Transaction(self._runtime.store, prepare=self._ensure_declared)
+        return Transaction(self._runtime.store, prepare=self._prepare_transaction)
 
     # --- running --------------------------------------------------------------------------------
 
     def _new_service(
         self, relay: bool, consume: bool, loop: asyncio.AbstractEventLoop | None
     ) -> Service:
-        self._ensure_declared()
         return Service(
             self._runtime,
             self._settings,
@@ -547,6 +566,9 @@ class ReliableMQ:
         On the signal: takes nothing new in, lets handlers end within
         ``consumer.shutdown_timeout``, leaves the rest unacknowledged, returns. A second signal
         ends the process at once.
+
+        Where broker or database cannot be reached it waits for them, and says so; anything else
+        that keeps it from starting is raised.
         """
         refuse_on_event_loop("run", "running")
         check_main_thread()
@@ -557,7 +579,8 @@ class ReliableMQ:
         """Return the same as a context manager, ``with`` or ``async with``.
 
         Leaving it stops as :meth:`run` does. Under ``async with``, async handlers run on the
-        caller's event loop; under ``with``, on one of our own.
+        caller's event loop; under ``with``, on one of our own. The block is entered although
+        broker or database cannot be reached: the parts are ``stalled`` until they can.
         """
         return Running(self, relay=relay, consume=consume)
 
@@ -567,17 +590,18 @@ class ReliableMQ:
         """Run until nothing can move now, and return what this process did.
 
         Held messages, topics in back-off and retries due later do not count as movable. Raises
-        ``TimeoutError`` that names what is left.
+        ``TimeoutError`` that names what is left, and at once where broker or database cannot be
+        reached at the start.
         """
         refuse_on_event_loop("run_until_idle", "arun_until_idle")
-        with self.running(relay=relay, consume=consume) as service:
+        with Running(self, relay=relay, consume=consume, patient=False) as service:
             return service.wait_idle(seconds(timeout))
 
     async def arun_until_idle(
         self, timeout: float | timedelta = 30.0, *, relay: bool = True, consume: bool = True
     ) -> Counts:
         """:meth:`run_until_idle`, with async handlers on the caller's event loop."""
-        async with self.running(relay=relay, consume=consume) as service:
+        async with Running(self, relay=relay, consume=consume, patient=False) as service:
             return await asyncio.to_thread(service.wait_idle, seconds(timeout))
 
     # --- looking and mending --------------------------------------------------------------------

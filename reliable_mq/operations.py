@@ -9,7 +9,7 @@ from sqlalchemy import Connection, func, select
 
 from reliable_mq.adapter import Adapter
 from reliable_mq.consumer.retry_loop import SLOT_NAMES, lease_kind
-from reliable_mq.errors import ReliableMQError
+from reliable_mq.errors import ReliableMQError, TransportError
 from reliable_mq.handlers import HandlerSpec
 from reliable_mq.redaction import redact_url
 from reliable_mq.status import GroupStatus, Status
@@ -61,11 +61,12 @@ def status(
         dead = DeadLetters(store).counts(connection)
         groups = known_groups(connection, store)
     groups |= {spec.key for spec in specs} | set(waiting) | set(dead)
+    lags = _lags(adapter, sorted(groups))
     return Status(
         outbox=outbox,
         groups={
             key: GroupStatus(
-                lag=_lag(adapter, *key), retries=waiting.get(key, 0), dead_letters=dead.get(key, 0)
+                lag=lags.get(key), retries=waiting.get(key, 0), dead_letters=dead.get(key, 0)
             )
             for key in sorted(groups)
         },
@@ -73,12 +74,16 @@ def status(
     )
 
 
-def _lag(adapter: Adapter, topic: str, group: str) -> int | None:
-    try:
-        return adapter.lag(topic, group)
-    except ReliableMQError as error:
-        log.warning("the lag of %s/%s is unknown: %s", topic, group, redact_url(str(error)))
-        return None
+def _lags(adapter: Adapter, groups: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
+    found = {}
+    for topic, group in groups:
+        try:
+            found[topic, group] = adapter.lag(topic, group)
+        except ReliableMQError as error:
+            log.warning("the lag of %s/%s is unknown: %s", topic, group, redact_url(str(error)))
+            if isinstance(error, TransportError):
+                break  # each further question would wait for the same broker
+    return found
 
 
 def dead_letters(

@@ -69,10 +69,14 @@ def run_until_signal() -> None:
 
 
 class Running:
-    """The parts of one process at work inside a block; gives the :class:`Service`."""
+    """The parts of one process at work inside a block; gives the :class:`Service`.
 
-    def __init__(self, mq: ReliableMQ, *, relay: bool, consume: bool) -> None:
+    Unless it is *patient*, a broker or database that cannot be reached is an error on entering.
+    """
+
+    def __init__(self, mq: ReliableMQ, *, relay: bool, consume: bool, patient: bool = True) -> None:
         self._mq = mq
+        self._patient = patient
         self._relay = relay
         self._consume = consume
         self._service: Service | None = None
@@ -115,7 +119,7 @@ class Running:
             raise ConfigurationError("this ReliableMQ is running already in this process")
         service = mq._new_service(self._relay, self._consume, loop)
         self._announce()
-        service.start()
+        service.start(mq._ensure_declared, patient=self._patient)
         self._service = mq._service = service
         return service
 

@@ -67,6 +67,7 @@ class Runtime:
         self.store.adapter = self.adapter.name
         self._hint()
         self.declared = False
+        self.declare_again_at = float("-inf")
         self.declare_lock = threading.RLock()
 
     def _hint(self) -> None:

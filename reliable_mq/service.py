@@ -4,26 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+
+from sqlalchemy.exc import DBAPIError
 
 from reliable_mq import events as ev
 from reliable_mq.consumer.group import GroupConsumer
 from reliable_mq.consumer.lanes import AnyContext, AsyncLane, Lane, SyncLane
 from reliable_mq.consumer.processor import Processor
+from reliable_mq.consumer.reports import QUIET
 from reliable_mq.consumer.retry_loop import RetryLoop
 from reliable_mq.durations import seconds
-from reliable_mq.errors import ReliableMQError
+from reliable_mq.errors import ReliableMQError, TransportError
 from reliable_mq.handlers import HandlerSpec
 from reliable_mq.message import Delivery
 from reliable_mq.relay import Relay
 from reliable_mq.runtime import Runtime
 from reliable_mq.settings import Settings
 from reliable_mq.status import Counts
+from reliable_mq.store.dialects import Trouble
 from reliable_mq.store.retries import Retries
+from reliable_mq.store.texts import cause_of
 
 log = logging.getLogger("reliable_mq")
+
+_START_EVERY = 1.0
+"""Seconds between two tries to start where broker or database was away."""
+
+# What psycopg says without a SQLSTATE: that will not change by waiting.
+_LOGIN_REFUSED = re.compile(
+    r"FATAL: .*(authentication failed|does not exist|no pg_hba\.conf entry)"
+)
 
 _CHECK = 0.02
 """Seconds between two looks at whether everything is idle."""
@@ -57,6 +71,11 @@ class Service:
         self.consumers = [self._make_consumer(spec) for spec in specs]
         self.retries = self._make_retries() if self.consumers else None
         self._looker = Retries(runtime.store)
+        self._starting = threading.Lock()
+        self._started = False
+        self._starter: threading.Thread | None = None
+        self._complained_of: type[Exception] | None = None
+        self._quiet_until = 0.0
 
     # --- parts ----------------------------------------------------------------------------------
 
@@ -114,8 +133,58 @@ class Service:
 
     # --- life -----------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Start every part on threads of its own."""
+    def start(self, declare: Callable[[], None], *, patient: bool) -> None:
+        """Start every part on threads of its own, after *declare*, whose errors pass through.
+
+        Where broker or database cannot be reached, a *patient* service returns all the same, and
+        starts as soon as it can.
+        """
+        try:
+            declare()
+        except Exception as error:
+            if not patient or not self._may_come_back(error):
+                self.stop()
+                raise
+            self._complain(error)
+            self._starter = threading.Thread(
+                target=self._start_later, args=(declare,), name="reliable-mq-start", daemon=True
+            )
+            self._starter.start()
+        else:
+            self._start_parts()
+
+    def _may_come_back(self, error: Exception) -> bool:
+        if isinstance(error, TransportError):
+            return True
+        if not isinstance(error, DBAPIError) or _LOGIN_REFUSED.search(str(error.orig)):
+            return False
+        return self._runtime.store.dialect.classify(error) in (Trouble.GONE, Trouble.BUSY)
+
+    def _start_later(self, declare: Callable[[], None]) -> None:
+        while not self._stop.wait(_START_EVERY):
+            try:
+                declare()
+            except Exception as error:  # noqa: BLE001 - it is said, and tried again
+                self._complain(error)
+            else:
+                log.info("broker and database are there: relay and handlers start")
+                self._start_parts()
+                return
+
+    def _complain(self, error: Exception) -> None:
+        now = time.monotonic()
+        if type(error) is not self._complained_of or now >= self._quiet_until:
+            self._complained_of, self._quiet_until = type(error), now + QUIET
+            log.warning("relay and handlers wait for their start: %s", cause_of(error, 1000))
+
+    def _start_parts(self) -> None:
+        with self._starting:
+            if self._stop.is_set():
+                return
+            self._started = True
+            self._start_threads()
+
+    def _start_threads(self) -> None:
         if self._own_loop is not None:
             self._own_loop.start()
         if self.relay is not None:
@@ -134,6 +203,14 @@ class Service:
         Blocks. What was not finished is unacknowledged: it comes again, and no attempt is counted.
         """
         self._stop.set()
+        with self._starting:
+            started = self._started
+        if started:
+            self._stop_threads()
+        elif self._own_loop is not None:
+            self._own_loop.discard()
+
+    def _stop_threads(self) -> None:
         if self.relay is not None:
             self.relay.wake()
         if self.retries is not None:
@@ -161,6 +238,9 @@ class Service:
 
     def parts(self) -> dict[str, str]:
         """Return the state of relay, consumer and retries."""
+        if not self._started:
+            here = {"relay": self.relay, "consumer": self.consumers, "retries": self.retries}
+            return {name: "stalled" if part else "off" for name, part in here.items()}
         relay = consumer = retries = "off"
         if self._relay_thread is not None and self.relay is not None:
             relay = _state(self._relay_thread.is_alive(), self.relay.healthy)
@@ -252,6 +332,10 @@ class _LoopThread:
 
     def start(self) -> None:
         self._thread.start()
+
+    def discard(self) -> None:
+        """End the loop that never ran."""
+        self.loop.close()
 
     def stop(self) -> None:
         """Cancel what still runs and end the loop."""
