@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from sqlalchemy import create_engine, text
 
 KINDS = ("sql", "rabbitmq", "redis", "kafka")
-_QUICK = {"rabbitmq": "?heartbeat=1", "kafka": "?session_timeout=1.5"}
+_QUICK = {"rabbitmq": "?heartbeat=1", "kafka": "?session_timeout=1.5&connect_timeout=2"}
 
 Headers = Sequence[tuple[str, bytes]]
 
