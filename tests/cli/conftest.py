@@ -155,6 +155,18 @@ def mq(cli: Cli) -> Iterator[ReliableMQ]:
         yield mq
 
 
+@pytest.fixture
+def usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
+    """Call the command in this process, where nothing but its parameters is looked at."""
+    from typer.testing import CliRunner
+
+    from reliable_mq.cli.commands import app
+
+    monkeypatch.chdir(tmp_path)
+    yield lambda *arguments: CliRunner().invoke(app, arguments).exit_code
+    assert list(tmp_path.iterdir()) == [], "it went further than its parameters"
+
+
 def _ignore(order: str) -> None:
     raise AssertionError("the test process handles nothing")
 

@@ -67,14 +67,14 @@ def test_an_unreachable_database_is_named_without_its_password(
     cli: Cli, shop: Path, scheme: str, closed_port: int
 ) -> None:
     cli.env["RELIABLE_MQ_DATABASE_URL"] = f"{scheme}://app:{CANARY}@127.0.0.1:{closed_port}/shop"
-    for command in (("dlq", "ls"), ("run", "shop:mq")):
+    for command in (("dlq", "ls"), ("declare", "shop:mq")):
         line = complaint(cli, *command)
         assert line.startswith(f"database {scheme}+")
         assert f"app:***@127.0.0.1:{closed_port}/shop: " in line
         assert "refused" in line
 
 
-@pytest.mark.parametrize("scheme", ["amqp", "redis"])
+@pytest.mark.parametrize("scheme", ["amqp", "redis", "kafka"])
 def test_an_unreachable_broker_is_named_without_its_password(
     cli: Cli, shop: Path, scheme: str, closed_port: int
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,18 @@ def test_a_second_signal_ends_the_process_at_once_and_loses_nothing(
     assert lag(mq) == 1
 
 
+def test_a_process_waits_for_a_database_that_is_not_there_yet_and_can_be_stopped(
+    cli: Cli, shop: Path
+) -> None:
+    cli.env["RELIABLE_MQ_DATABASE_URL"] = "postgresql://app:canary-7f3a@127.0.0.1:1/shop"
+    process = cli.start("run", "shop:mq")
+    process.wait_for("relay and handlers wait for their start")
+    assert process.stop() == 0
+    assert "app:***@127.0.0.1:1/shop" in process.said
+    assert "canary-7f3a" not in process.said
+    assert "Traceback" not in process.said
+
+
 def test_relay_sends_and_handles_nothing(cli: Cli, shop: Path, mq: ReliableMQ) -> None:
     publish(mq, "book")
     process = cli.start("relay", "shop:mq")
@@ -156,9 +169,9 @@ def test_a_target_that_is_no_application_is_wrong_usage(
     assert "Traceback" not in done.stderr
 
 
-def test_a_missing_target_is_wrong_usage(cli: Cli) -> None:
-    for command in ("run", "relay", "consume", "declare"):
-        assert cli(command).returncode == 2
+@pytest.mark.parametrize("command", ["run", "relay", "consume", "declare"])
+def test_a_missing_target_is_wrong_usage(usage: Callable[..., int], command: str) -> None:
+    assert usage(command) == 2
 
 
 def test_an_error_in_the_application_itself_keeps_its_traceback(cli: Cli) -> None:
