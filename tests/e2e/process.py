@@ -49,7 +49,7 @@ def main(behaviour: str, guarantee: Any) -> None:
 
 def die_before_the_first_ack(mq: ReliableMQ) -> None:
     """Kill this process when the first handled message is about to be acknowledged."""
-    adapter = mq._runtime.adapter
+    adapter: Any = mq._runtime.adapter
     subscribe = adapter.subscribe
 
     def subscribe_and_wrap(*args: Any, **options: Any) -> Any:
@@ -64,7 +64,7 @@ def die_before_the_first_ack(mq: ReliableMQ) -> None:
         subscription.ack = die
         return subscription
 
-    adapter.subscribe = subscribe_and_wrap  # type: ignore[method-assign]
+    adapter.subscribe = subscribe_and_wrap
 
 
 if __name__ == "__main__":

@@ -123,6 +123,7 @@ def test_at_most_once_loses_what_a_kill_interrupts_and_repeats_nothing(
     assert max(Counter(seen()).values(), default=0) <= 1
 
 
+@pytest.mark.parametrize("kind", ["sql", "redis"])
 def test_a_stopped_process_delays_its_key_until_the_limits_and_changes_nothing_later(
     spawn: Spawn, send: Send, seen: Seen
 ) -> None:
