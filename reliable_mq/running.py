@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
@@ -64,8 +64,18 @@ def run_until_signal() -> None:
 
     for each in SIGNALS:
         signal.signal(each, on_signal)
-    name = signal.Signals(signals.get()).name
+    name = signal.Signals(_first(signals)).name
     log.info("%s: stopping; a second signal ends the process at once", name)
+
+
+def _first(signals: SimpleQueue[int]) -> int:
+    # A signal that another thread gets does not interrupt a wait of this one, and the handler
+    # runs on this one only: it must come back to Python by itself now and then.
+    while True:
+        try:
+            return signals.get(timeout=0.2)
+        except Empty:
+            continue
 
 
 class Running:
