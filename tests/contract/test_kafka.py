@@ -12,19 +12,27 @@ from reliable_mq.registry import open_adapter
 from reliable_mq.testing.contract import AdapterContract
 from reliable_mq.testing.contract.base import ContextFactory
 from tests.adapters.kafka.secure import USER, WRONG, SecureKafka
-from tests.brokers import Kafka
-from tests.conftest import OwnServer
+from tests.brokers import Kafka, Server, ServerMissing, find
+
+
+@pytest.fixture(scope="module")
+def node(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A broker of its own, because the outage tests kill it."""
+    found = find("kafka")
+    try:
+        found.start()
+    except ServerMissing as error:
+        if request.config.getoption("--require-brokers"):
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(str(error))
+    yield found
+    found.stop()
 
 
 class TestKafkaContract(AdapterContract):
     @pytest.fixture
-    def broker(self, own_server: OwnServer, request: pytest.FixtureRequest) -> Kafka | None:
-        # A broker of its own only where the test kills it: the others share one.
-        if "control" not in request.fixturenames:
-            return None
-        server = own_server("kafka")
-        assert isinstance(server, Kafka)
-        return server
+    def broker(self, node: Server) -> Kafka | None:
+        return node if isinstance(node, Kafka) else None
 
     @pytest.fixture
     def secure(self) -> Iterator[SecureKafka]:
@@ -32,11 +40,10 @@ class TestKafkaContract(AdapterContract):
             yield server
 
     @pytest.fixture
-    def url(self, broker: Kafka | None, request: pytest.FixtureRequest) -> str:
+    def url(self, node: Server, request: pytest.FixtureRequest) -> str:
         if "bad_credentials_url" in request.fixturenames:
-            broker = request.getfixturevalue("secure")
-        found: str = request.getfixturevalue("kafka_url") if broker is None else broker.url
-        return f"{found}?session_timeout=2"
+            node = request.getfixturevalue("secure")
+        return f"{node.url}?session_timeout=2"
 
     @pytest.fixture
     def bad_credentials_url(self, secure: SecureKafka) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Protocol
@@ -14,7 +15,7 @@ from reliable_mq.testing.contract.base import fresh_name
 from reliable_mq_kafka import open_adapter
 from reliable_mq_kafka.adapter import KafkaAdapter
 from tests.adapters.kafka.secure import SecureKafka
-from tests.brokers import ServerMissing
+from tests.brokers import Kafka, ServerMissing, variable
 
 GROUP = "billing"
 
@@ -149,10 +150,8 @@ def committed(kafka_url: str, resources: ExitStack) -> Committed:
     return look
 
 
-@pytest.fixture(scope="module")
-def secure(request: pytest.FixtureRequest) -> Iterator[SecureKafka]:
-    """A broker with an encrypted listener that wants a user, for one module."""
-    server = SecureKafka()
+def started(request: pytest.FixtureRequest, server: Kafka) -> Iterator[Kafka]:
+    """A server for one module; skips or fails where Kafka is missing."""
     try:
         server.start()
     except ServerMissing as error:
@@ -161,3 +160,29 @@ def secure(request: pytest.FixtureRequest) -> Iterator[SecureKafka]:
         pytest.skip(str(error))
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def secure(request: pytest.FixtureRequest) -> Iterator[Kafka]:
+    """A broker with an encrypted listener that wants a user, for one module."""
+    yield from started(request, SecureKafka())
+
+
+@pytest.fixture(scope="module")
+def breakable(request: pytest.FixtureRequest) -> Iterator[Kafka]:
+    """A broker for one module that its tests break."""
+    if os.environ.get(variable("kafka")):
+        pytest.skip("a broker that somebody else runs cannot be killed from here")
+    yield from started(request, Kafka())
+
+
+@pytest.fixture
+def own(breakable: Kafka) -> Iterator[Kafka]:
+    """A broker that this test may kill or pause; it is mended afterwards."""
+    yield breakable
+    breakable.resume()
+    if breakable.running:
+        # One that was stopped has lost its place in the cluster, and takes it up again.
+        breakable.wait_ready()
+    else:
+        breakable.restart()

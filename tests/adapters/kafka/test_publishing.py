@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
@@ -18,7 +17,6 @@ from reliable_mq.testing.contract.waiting import wait_for
 from reliable_mq_kafka.adapter import KafkaAdapter
 from tests.adapters.kafka.conftest import Declare, Open
 from tests.brokers import Kafka
-from tests.conftest import OwnServer
 
 TIMEOUT = 20.0
 
@@ -60,14 +58,6 @@ def stored(server: Kafka | str, topic: str, partitions: int = 1) -> list[str]:
 
 def kinds(outcomes: list[Outcome]) -> Counter[str]:
     return Counter(type(outcome).__name__ for outcome in outcomes)
-
-
-@pytest.fixture
-def own(own_server: OwnServer) -> Iterator[Kafka]:
-    server = own_server("kafka")
-    assert isinstance(server, Kafka)
-    yield server
-    server.resume()
 
 
 def test_keys_go_to_the_partition_that_the_library_computes(
