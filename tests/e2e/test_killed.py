@@ -1,4 +1,4 @@
-"""What each guarantee keeps when its process is killed or stopped in the middle, for real."""
+"""What each guarantee keeps when its process is killed in the middle, for real."""
 
 from __future__ import annotations
 
@@ -121,27 +121,3 @@ def test_at_most_once_loses_what_a_kill_interrupts_and_repeats_nothing(
     until(lambda: all(one.lag == 0 for one in mq.status().groups.values()), mq.status)
     assert "1" not in seen()
     assert max(Counter(seen()).values(), default=0) <= 1
-
-
-@pytest.mark.parametrize("kind", ["sql", "redis"])
-def test_a_stopped_process_delays_its_key_until_the_limits_and_changes_nothing_later(
-    spawn: Spawn, send: Send, seen: Seen
-) -> None:
-    stopped = spawn("stop")
-    send()
-    until(lambda: is_stopped(stopped.pid))
-    other = spawn("go on")
-    # The take-over (a few seconds with these settings) and the 3 s of idling in the transaction.
-    until(lambda: len(seen()) >= ORDERS, seen, seconds=60)
-    assert seen() == ["1", "2", "3", "4", "5"]
-    stopped.send_signal(signal.SIGCONT)
-    stopped.send_signal(signal.SIGTERM)
-    assert stopped.wait(60) == 0
-    other.send_signal(signal.SIGTERM)
-    assert other.wait(60) == 0
-    assert seen() == ["1", "2", "3", "4", "5"]
-
-
-def is_stopped(pid: int) -> bool:
-    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    return state == "T"
