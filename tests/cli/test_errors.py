@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 
+from reliable_mq.cli.output import fail
 from tests.cli.conftest import Cli
 
 CANARY = "canary-7f3a"
@@ -101,6 +103,18 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(
     cli.env["PYTHONPATH"] = str(missing)
     cli.env["RELIABLE_MQ_BROKER_URL"] = url
     assert f"pip install 'reliable-mq[{extra}]'" in complaint(cli, "status")
+
+
+def test_a_complaint_is_one_harmless_line_whatever_its_text_holds(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # What passes through from clients and drivers is not all ours to word.
+    with pytest.raises(typer.Exit):
+        fail(f"no answer from amqp://app:{CANARY}@host/shop\n\tis it \x1b[31mup[/red] :warning:?")
+    said = capsys.readouterr().err
+    assert said == (
+        "error: no answer from amqp://app:***@host/shop is it \\x1b[31mup[/red] :warning:?\n"
+    )
 
 
 def test_an_unknown_command_is_wrong_usage(cli: Cli) -> None:
