@@ -60,8 +60,13 @@ class Program:
         until(lambda: text in self.said() or self._check_alive(), f"{text!r} in its log")
 
     def wait(self, seconds: float = 60) -> int:
-        """Wait for its end; return the exit code."""
-        return self._process.wait(seconds)
+        """Wait for its end; return the exit code. Where it does not come, its log has why."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.signal(signal.SIGUSR1)
+            until(lambda: "most recent call first" in self.said())
+            raise
 
     def _check_alive(self) -> bool:
         assert self._process.poll() is None, f"it ended with {self._process.returncode}"

@@ -44,9 +44,9 @@ def test_a_killed_process_loses_and_repeats_what_its_guarantee_says(
 ) -> None:
     mq = build_mq(guarantee=guarantee)
     victim = start_program(E2E_GUARANTEE=guarantee, E2E_CRASH=moment)
-    mq.publish_direct(unique, Task(number=1, crash=True))
+    mq.publish_direct(unique, Task(number=1, crash=True), timeout=30)
     assert victim.wait() == -9
-    mq.publish_direct(unique, Task(number=2))
+    mq.publish_direct(unique, Task(number=2), timeout=30)
     mq.run_until_idle(60)
     calls, effects = TABLE[guarantee, moment]
     assert [note["attempt"] for note in folder.notes("call", number=1)] == [1] * calls
