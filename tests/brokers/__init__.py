@@ -11,15 +11,18 @@ from collections.abc import Mapping
 
 from .base import External, NotOurs, Server, ServerFailed, ServerMissing, variable
 from .kafka import Kafka
+from .kafka.cluster import KafkaCluster
 from .mariadb import MariaDB
 from .postgresql import PostgreSQL
 from .rabbitmq import RabbitMQ
 from .redis import Redis
 
 __all__ = [
+    "CLUSTERS",
     "KINDS",
     "External",
     "Kafka",
+    "KafkaCluster",
     "MariaDB",
     "NotOurs",
     "PostgreSQL",
@@ -37,10 +40,13 @@ KINDS: Mapping[str, type[Server]] = {
     kind.kind: kind for kind in (Kafka, RabbitMQ, Redis, PostgreSQL, MariaDB)
 }
 
+CLUSTERS: Mapping[str, type[Server]] = {kind.kind: kind for kind in (KafkaCluster,)}
+"""Several nodes each, started only where they are asked for by name."""
+
 
 def server(kind: str, settings: Mapping[str, str] | None = None) -> Server:
     """A private server of this kind, not started yet."""
-    return KINDS[kind](settings)
+    return {**KINDS, **CLUSTERS}[kind](settings)
 
 
 def find(kind: str) -> Server:

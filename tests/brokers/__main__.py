@@ -8,7 +8,7 @@ import signal
 import sys
 from contextlib import ExitStack
 
-from . import KINDS, ServerFailed, ServerMissing, server, variable
+from . import CLUSTERS, KINDS, ServerFailed, ServerMissing, server, variable
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,7 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.brokers", description=__doc__)
     commands = parser.add_subparsers(required=True)
     up = commands.add_parser("up", help="start servers in the foreground")
-    up.add_argument("kinds", nargs="*", choices=[*KINDS], default=[*KINDS], metavar="KIND")
+    up.add_argument(
+        "kinds", nargs="*", choices=[*KINDS, *CLUSTERS], default=[*KINDS], metavar="KIND"
+    )
     up.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 

@@ -32,7 +32,7 @@ class NotOurs(Exception):
 
 def variable(kind: str) -> str:
     """The environment variable that names an external server of this kind."""
-    return f"RMQ_TEST_{kind.upper()}_URL"
+    return f"RMQ_TEST_{kind.upper().replace('-', '_')}_URL"
 
 
 def missing(kind: str, what: str, packages: str) -> ServerMissing:
