@@ -12,7 +12,7 @@ without secrets in its text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
@@ -110,7 +110,7 @@ class AdapterContext:
     at each use. ``instance`` is unique to this object in the world and safe in every broker's
     names ([A-Za-z0-9-]). ``lease`` is ``consumer.lease`` in seconds. ``store`` is the
     application's :class:`reliable_mq.store.Store`, for adapters that keep messages in it, else
-    None.
+    None. ``groups`` are to be looked at by ``inspect`` although ``declare`` was not called.
     """
 
     instance: str
@@ -119,6 +119,7 @@ class AdapterContext:
     lease: float = 30.0
     max_message_bytes: int = 1_000_000
     store: Any = None
+    groups: Collection[GroupSpec] = ()
 
 
 # --- receiving ----------------------------------------------------------------------------------
@@ -262,13 +263,18 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing ``inspect`` saw: what is, why it matters, how to mend it."""
+    """One thing ``inspect`` saw: what is, why it matters, how to mend it.
+
+    ``code`` names the kind of finding for good (``redis-appendfsync``), for filters and for the
+    documentation; ``subject`` is what it was seen on.
+    """
 
     severity: Severity
     subject: str
     what: str
     why: str
     remedy: str
+    code: str = ""
 
 
 @runtime_checkable
