@@ -2,7 +2,8 @@
 
 PostgreSQL turns the COMMIT of a failed transaction into a ROLLBACK without a word, MariaDB
 undoes a deadlocked transaction and goes on in a new one, SQLite may roll back under us. In each
-case the message would be acknowledged and its effects be gone.
+case the message would be acknowledged and its effects be gone. The same follows where a handler
+ends the transaction by SQL of its own, or by DDL on a database where that commits.
 """
 
 from __future__ import annotations
@@ -34,12 +35,26 @@ class Guard:
 
     def saw(self, connection: Connection, error: BaseException) -> None:
         """A statement failed on the connection."""
+        if isinstance(error, TransactionLostError):
+            return  # our own refusal: nothing ran
         trouble = self._dialect.classify(error, connection)
         if trouble is Trouble.OTHER and connection.in_nested_transaction():
             return  # the savepoint's ROLLBACK undoes it, or its RELEASE fails in turn
         if self.error is None:
             self.error = error
             self.trouble = trouble
+
+    def refuse(self, statement: str) -> None:
+        """Raise where *statement*, not run yet, would end the transaction."""
+        ending = self._dialect.ending.match(statement)
+        if ending is not None:
+            word = ending["what"].upper()
+            self.ended = f"by the statement {word}"
+            raise TransactionLostError(
+                f"a handler's transaction would be ended by {word}, and with it what keeps its "
+                "effects and its message together: return to commit, raise to roll back, and "
+                "change the schema elsewhere"
+            )
 
     def check(self) -> None:
         """Raise :class:`TransactionLostError` where there is nothing left to commit."""
@@ -79,6 +94,7 @@ def unwatch(connection: Connection) -> None:
 
 def _listen(engine: Engine) -> None:
     event.listen(engine, "handle_error", _on_error)
+    event.listen(engine, "before_cursor_execute", _on_execute)
     event.listen(engine, "begin", _on_begin)
     event.listen(engine, "commit", _on_commit)
     event.listen(engine, "rollback", _on_rollback)
@@ -89,6 +105,12 @@ def _on_error(context: ExceptionContext) -> None:
     if guard is not None and context.connection is not None:
         error = context.sqlalchemy_exception or context.original_exception
         guard.saw(context.connection, error)
+
+
+def _on_execute(connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
+    guard = _guards.get(connection)
+    if guard is not None and not guard.finishing:
+        guard.refuse(statement)
 
 
 def _on_begin(connection: Connection, *_: Any) -> None:

@@ -44,6 +44,10 @@ MAX_COLLISIONS = 20
 
 STORE_DOWN_DELAY = 1.0
 
+INTERRUPTED = (
+    "interrupted: the only attempt that at-most-once allows began and its end is not known"
+)
+
 
 class _Stage(Enum):
     """How far an attempt came; it says whose fault an error is."""
@@ -115,8 +119,27 @@ class Processor:
     def process_waiting(self, waiting: Waiting) -> Result:
         """Bring a retry row one hand-over further. Never raises."""
         subject = Stored(waiting, self.books)
-        outcome = self._attempts(subject)
+        outcome = self._begin_once(subject) if self._at_most_once else None
+        outcome = outcome or self._attempts(subject)
         return self._keep(subject, outcome) if isinstance(outcome, Failed) else outcome
+
+    def _begin_once(self, subject: Stored) -> Result | Failed | None:
+        """Record, durably, that the only attempt begins; a result means that it must not.
+
+        At-most-once handlers have rows where a dead letter is replayed. Whoever finds one whose
+        attempt began and did not end makes it a dead letter again: it may have been handled.
+        """
+        if subject.interrupted:
+            return Failed(INTERRUPTED, subject.made, GiveUp())
+        progress = _Progress(_Stage.OPEN)
+        # Nobody looks at the row while its handler runs: it has no lock where there is no database.
+        lease = (self.spec.timeout or 0.0) + self._idle_timeout
+        try:
+            with self.transaction() as transaction:
+                progress.transaction = transaction
+                return subject.begin(transaction, lease)
+        except Exception as error:  # noqa: BLE001 - a worker must not die of it
+            return self._store_failed(error, self._trouble(error, progress))
 
     def next_of_key(self, waiting: Waiting) -> Waiting | None:
         """Return the row to go on with after *waiting* ended; None also where it cannot be read."""
@@ -259,7 +282,7 @@ class Processor:
         trouble = self._trouble(error, progress)
         if progress.stage in (_Stage.OPEN, _Stage.TAKE):
             return self._store_failed(error, trouble)
-        if progress.stage is _Stage.SETTLE and trouble is not Trouble.IDLE:
+        if progress.stage is _Stage.SETTLE and trouble in (None, Trouble.OTHER):
             return self._store_failed(error, trouble)
         if trouble in (Trouble.BUSY, Trouble.GONE) and self._may_collide(subject):
             if trouble is Trouble.GONE:

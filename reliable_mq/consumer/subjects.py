@@ -6,6 +6,7 @@ Every method runs in the caller's transaction.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Protocol
 
 from sqlalchemy.exc import DBAPIError
@@ -152,6 +153,7 @@ class Stored:
     def __init__(self, waiting: Waiting, books: Books) -> None:
         self._waiting = waiting
         self._books = books
+        self._begun = 0
 
     @property
     def message(self) -> Message:
@@ -177,8 +179,13 @@ class Stored:
 
     @property
     def made(self) -> int:
-        """How many attempts the row counts."""
-        return self._waiting.attempt
+        """How many attempts the row counts, without the one that has just begun."""
+        return self._waiting.attempt - self._begun
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether an attempt that :meth:`begin` recorded did not come to its end."""
+        return self.made > 0
 
     @property
     def replays(self) -> int:
@@ -196,6 +203,24 @@ class Stored:
             return Ended.STALE
         if self._books.ordered and not retries.is_head(connection, self._waiting):
             return Ended.STALE
+        return None
+
+    def begin(self, transaction: HandlerTransaction, lease: float) -> Result | None:
+        """Count the attempt before it is made, and commit; nobody else looks for *lease* seconds.
+
+        A result means that another one has the row.
+        """
+        taken = self.take(transaction)
+        if taken is not None:
+            return taken
+        attempt = self._waiting.attempt + 1
+        if not self._books.retries.postpone(
+            transaction.connection, self._waiting, attempt=attempt, delay=lease, cause=None
+        ):
+            return Ended.STALE
+        transaction.commit()
+        self._waiting = dataclasses.replace(self._waiting, attempt=attempt)
+        self._begun = 1
         return None
 
     def settle(self, transaction: HandlerTransaction) -> bool:

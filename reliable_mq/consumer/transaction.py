@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from reliable_mq.consumer.guard import Guard, TransactionLostError, unwatch, watch
 from reliable_mq.consumer.lanes import Lane
 from reliable_mq.handlers import Injection
-from reliable_mq.store import current
+from reliable_mq.store import current, outbox
 
 if TYPE_CHECKING:
     from reliable_mq.store import Store
@@ -51,6 +51,8 @@ class HandlerTransaction:
     def commit(self) -> None:
         """Commit, unless the transaction is lost: then raise ``TransactionLostError``."""
         self.flush()
+        # Messages published on the connection itself. An error here is not one of the COMMIT.
+        outbox.flush(self.connection)
         self.guard.check()
         if not self._store.dialect.can_commit(self.connection):
             raise TransactionLostError("the database has ended the transaction by itself")

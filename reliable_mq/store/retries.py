@@ -193,7 +193,13 @@ class Retries:
         return done.rowcount == 1
 
     def postpone(
-        self, connection: Connection, waiting: Waiting, *, attempt: int, delay: float, cause: str
+        self,
+        connection: Connection,
+        waiting: Waiting,
+        *,
+        attempt: int,
+        delay: float,
+        cause: str | None,
     ) -> bool:
         """Record a failed attempt and the next due time; False as in :meth:`finish`."""
         done = connection.execute(

@@ -15,6 +15,7 @@ from .kafka.cluster import KafkaCluster
 from .mariadb import MariaDB
 from .postgresql import PostgreSQL
 from .rabbitmq import RabbitMQ
+from .rabbitmq_cluster import RabbitMQCluster
 from .redis import Redis
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "NotOurs",
     "PostgreSQL",
     "RabbitMQ",
+    "RabbitMQCluster",
     "Redis",
     "Server",
     "ServerFailed",
@@ -40,7 +42,7 @@ KINDS: Mapping[str, type[Server]] = {
     kind.kind: kind for kind in (Kafka, RabbitMQ, Redis, PostgreSQL, MariaDB)
 }
 
-CLUSTERS: Mapping[str, type[Server]] = {kind.kind: kind for kind in (KafkaCluster,)}
+CLUSTERS: Mapping[str, type[Server]] = {kind.kind: kind for kind in (KafkaCluster, RabbitMQCluster)}
 """Several nodes each, started only where they are asked for by name."""
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import socket
+import subprocess
 import time
 import urllib.request
 from pathlib import Path
@@ -13,8 +15,9 @@ from urllib.parse import quote, urlsplit
 
 from .base import Server, missing
 
-# The one in sbin switches to the user rabbitmq and to the machine's own configuration.
+# Those in sbin switch to the user rabbitmq and to the machine's own configuration.
 _PROGRAM = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+_CONTROL = _PROGRAM.with_name("rabbitmqctl")
 _SETTLE_TIMEOUT = 5.0
 _METHOD_FRAME = b"\x01"
 _QUIET_SCHEDULERS = "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none"
@@ -60,19 +63,46 @@ class RabbitMQ(Server):
         (self.folder / "rabbitmq.conf").write_text("".join(lines))
 
     def launch(self) -> None:
-        epmd = str(self.port("epmd"))
-        # Ours, in the foreground; the node would start a daemon that nobody ends.
-        self.spawn(["epmd", "-port", epmd, "-address", "127.0.0.1"])
-        self.spawn([_PROGRAM], env=self._environment(epmd))
+        self.launch_epmd()
+        self.launch_node()
 
-    def _environment(self, epmd: str) -> dict[str, str]:
+    def launch_epmd(self) -> None:
+        """Ours, in the foreground; the node would start a daemon that nobody ends."""
+        self.spawn(["epmd", "-port", str(self.epmd_port), "-address", "127.0.0.1"])
+
+    def launch_node(self) -> None:
+        """Starts the node itself."""
+        self.spawn([_PROGRAM], env=self._environment())
+
+    @property
+    def epmd_port(self) -> int:
+        """Where the node is registered, and looks for others."""
+        return self.port("epmd")
+
+    @property
+    def name(self) -> str:
+        """The node's name among nodes."""
+        return f"rmq{self.port()}@localhost"
+
+    def control(self, *command: str) -> str:
+        """Runs ``rabbitmqctl`` on this node; returns what it printed."""
+        done = subprocess.run(
+            [_CONTROL, "--quiet", *command],
+            env={**os.environ, **self._environment()},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return done.stdout
+
+    def _environment(self) -> dict[str, str]:
         folder = str(self.folder)
         return {
             "HOME": folder,
-            "ERL_EPMD_PORT": epmd,
+            "ERL_EPMD_PORT": str(self.epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_CONF_ENV_FILE": "/dev/null",
-            "RABBITMQ_NODENAME": f"rmq{self.port()}@localhost",
+            "RABBITMQ_NODENAME": self.name,
             "RABBITMQ_DIST_PORT": str(self.port("distribution")),
             "RABBITMQ_MNESIA_BASE": f"{folder}/data",
             "RABBITMQ_LOG_BASE": folder,

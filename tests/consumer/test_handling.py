@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 from pydantic import BaseModel
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection, Engine, insert, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -17,6 +17,7 @@ from reliable_mq import (
     NoTransactionError,
     Reject,
     ReliableMQ,
+    ReliableMQError,
     Retry,
     RetryPolicy,
 )
@@ -372,6 +373,69 @@ def test_at_most_once_makes_an_error_a_dead_letter_at_once(mq: ReliableMQ, harne
     h = harness()
     assert h.deliver("orders", {"id": 1}).result == "dead-lettered"
     assert h.dead_letters()[0].cause == "OSError: gone"
+
+
+@pytest.mark.parametrize(
+    "statement", ["COMMIT", " rollback", "/* now */ Commit and chain", "END", "START TRANSACTION"]
+)
+def test_a_handler_cannot_end_its_transaction_by_sql(
+    mq: ReliableMQ, harness: Enter, seen: Seen, statement: str
+) -> None:
+    @mq.handler("orders", retry=RetryPolicy.never())
+    def handle(order: Order, session: Session) -> None:
+        note(session, order.id)
+        with suppress(ReliableMQError):
+            session.execute(text(statement))
+
+    h = harness()
+    assert h.deliver("orders", {"id": 1}).result == "dead-lettered"
+    assert "ended the transaction" in h.dead_letters()[0].cause
+    assert seen() == []
+
+
+def test_a_handler_may_use_savepoints_as_sql(mq: ReliableMQ, harness: Enter, seen: Seen) -> None:
+    @mq.handler("orders")
+    def handle(order: Order, session: Session) -> None:
+        session.execute(text("SAVEPOINT mine"))
+        note(session, order.id)
+        session.execute(text("ROLLBACK TO SAVEPOINT mine"))
+        session.execute(text("RELEASE SAVEPOINT mine"))
+
+    assert harness().deliver("orders", {"id": 1}).result == "handled"
+    assert seen() == []
+
+
+def test_a_handler_may_change_the_schema_only_where_that_does_not_commit(
+    mq: ReliableMQ, harness: Enter, engine: Engine
+) -> None:
+    @mq.handler("orders", retry=RetryPolicy.never())
+    def handle(order: Order, session: Session) -> None:
+        session.execute(text("CREATE TABLE made_by_a_handler (x INTEGER)"))
+
+    expected = "dead-lettered" if engine.dialect.name == "mysql" else "handled"
+    assert harness().deliver("orders", {"id": 1}).result == expected
+
+
+def test_a_replay_of_an_at_most_once_dead_letter_runs_once_though_its_end_is_not_known(
+    mq: ReliableMQ, harness: Enter, engine: Engine
+) -> None:
+    calls: list[int] = []
+
+    @mq.handler("orders", guarantee="at-most-once")
+    def handle(order: Order, delivery: Delivery) -> None:
+        calls.append(delivery.attempt)
+        if len(calls) == 1:
+            raise OSError("the first time")
+        with engine.begin() as connection:  # as when the process dies after its handler
+            connection.execute(text("UPDATE reliable_mq_retry SET attempt = attempt + 7"))
+
+    h = harness()
+    assert h.deliver("orders", {"id": 1}).result == "dead-lettered"
+    mq.replay(h.dead_letters()[0].id)
+    h.run(through=3600)
+    assert calls == [1, 1]
+    assert h.dead_letters()[0].cause.startswith("interrupted")
+    assert mq.status().groups["orders", "tests"].retries == 0
 
 
 def test_at_most_once_is_acknowledged_before_the_handler_runs(

@@ -11,6 +11,7 @@ await there instead of blocking.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,6 +22,26 @@ from sqlalchemy import ColumnElement, Connection, Engine, Insert, Table
 from sqlalchemy.exc import DBAPIError
 
 Row = Mapping[str, Any]
+
+_COMMENTS = r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
+_SAVEPOINT = r"\s+(?:(?:WORK|TRANSACTION)\s+)?TO\b"
+
+
+def statements(*patterns: str) -> re.Pattern[str]:
+    """Return what matches SQL that begins, after comments, with one of *patterns*."""
+    return re.compile(rf"{_COMMENTS}(?P<what>{'|'.join(patterns)})\b", re.IGNORECASE | re.DOTALL)
+
+
+ENDING = (
+    "COMMIT",
+    "END",
+    "ABORT",
+    r"BEGIN(?!\s+NOT\b)",  # MariaDB's BEGIN NOT ATOMIC is a block, not a transaction
+    r"START\s+TRANSACTION",
+    r"PREPARE\s+TRANSACTION",
+    rf"ROLLBACK(?!{_SAVEPOINT})",
+)
+"""Beginnings of statements that end a transaction, or mean to, on any database."""
 
 OURS = "reliable_mq_engine"
 """Key in ``Connection.info`` of a connection whose engine the store made, not the application."""
@@ -44,6 +65,8 @@ class StoreDialect(ABC):
 
     name: ClassVar[str]
     skip_locked: ClassVar[bool] = True
+    ending: ClassVar[re.Pattern[str]] = statements(*ENDING)
+    """Matches SQL that ends the transaction it runs in."""
 
     @abstractmethod
     def now(self) -> ColumnElement[int]:

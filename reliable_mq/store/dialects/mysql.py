@@ -27,12 +27,14 @@ from typing_extensions import override
 
 from reliable_mq.errors import ConfigurationError
 from reliable_mq.store.dialects.base import (
+    ENDING,
     Row,
     StoreDialect,
     Trouble,
     driver_error,
     is_autocommit,
     is_ours,
+    statements,
 )
 from reliable_mq.store.dialects.claims import Expressions, Statements, parameters
 
@@ -55,10 +57,26 @@ _NOW: ColumnElement[int] = literal_column(
 )
 
 
+# They commit what was done before them.
+_COMMITS = (
+    r"(?:CREATE|DROP)\s+(?!TEMPORARY\b)\w+",
+    "ALTER",
+    "TRUNCATE",
+    "RENAME",
+    "GRANT",
+    "REVOKE",
+    "FLUSH",
+    r"(?:UN)?LOCK\s+TABLES?",
+    r"(?:ANALYZE|OPTIMIZE|REPAIR)\s+(?:\w+\s+)?TABLE",
+    r"SET\s+(?:SESSION\s+|@@(?:session\.)?)?AUTOCOMMIT",
+)
+
+
 class MySQL(StoreDialect):
     """MariaDB 10.6 or later, MySQL 8.0 or later (both have SKIP LOCKED)."""
 
     name = "mysql"
+    ending = statements(*ENDING, *_COMMITS)
 
     def __init__(self) -> None:
         self._claims: dict[int | None, Statements[Insert]] = {}

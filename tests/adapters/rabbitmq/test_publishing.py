@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-import subprocess
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -278,7 +276,7 @@ def test_while_an_alarm_blocks_us_nothing_is_sent_and_afterwards_everything_is(
     adapter = opened(server.url)
     adapter.declare([TopicSpec(name="orders", catch_all=True)], [])
     assert adapter.publish(numbered("orders", [0]), TIMEOUT) == [SENT]
-    _control(server, "set_vm_memory_high_watermark", "0.00001")
+    server.control("set_vm_memory_high_watermark", "0.00001")
     batch = numbered("orders", range(1, 50))
 
     def blocked() -> bool:
@@ -288,14 +286,8 @@ def test_while_an_alarm_blocks_us_nothing_is_sent_and_afterwards_everything_is(
 
     wait_for(blocked, "an outcome that names the alarm")
     adapter.declare([TopicSpec(name="other")], [])  # Only publishing is blocked.
-    _control(server, "set_vm_memory_high_watermark", "0.4")
+    server.control("set_vm_memory_high_watermark", "0.4")
     wait_for(lambda: adapter.publish(batch, 5.0) == [SENT] * 49, "all outcomes to be sent")
-
-
-def _control(server: RabbitMQ, *command: str) -> None:
-    environment = {**os.environ, **server._environment(str(server.port("epmd")))}
-    program = "/usr/lib/rabbitmq/bin/rabbitmqctl"
-    subprocess.run([program, *command], env=environment, check=True, capture_output=True)
 
 
 def test_ids_and_times_survive_a_publish(adapter: Adapter, declare: Declare, reader: Read) -> None:
