@@ -672,13 +672,23 @@ class ReliableMQ:
     # --- the end --------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Close connections and what was opened here; a given engine stays open. Idempotent."""
+        """Close connections and what was opened here; a given engine stays open. Idempotent.
+
+        What still runs here is stopped before, as at the end of :meth:`running`. Blocks.
+        """
         refuse_on_event_loop("close", "aclose")
+        self._stop_service()
         self._runtime.close()
 
     async def aclose(self) -> None:
         """:meth:`close`, for the event loop that used it."""
+        await asyncio.to_thread(self._stop_service)
         await self._runtime.aclose()
+
+    def _stop_service(self) -> None:
+        service = self._service
+        if service is not None:
+            service.stop()
 
     def __enter__(self) -> Self:
         return self

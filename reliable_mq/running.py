@@ -150,6 +150,8 @@ class Running:
     def _stop(self) -> None:
         service, self._service = self._service, None
         if service is not None:
-            service.stop()
-            self._mq._service = None
+            try:
+                service.stop()
+            finally:
+                self._mq._service = None
             log.info("reliable-mq stopped")

@@ -73,6 +73,8 @@ class Service:
         self._looker = Retries(runtime.store)
         self._starting = threading.Lock()
         self._started = False
+        self._stopping = threading.Lock()
+        self._stopped = False
         self._starter: threading.Thread | None = None
         self._complained_of: type[Exception] | None = None
         self._quiet_until = 0.0
@@ -201,8 +203,15 @@ class Service:
         """Stop intake, let what runs end within ``shutdown_timeout``, hand the rest back.
 
         Blocks. What was not finished is unacknowledged: it comes again, and no attempt is counted.
+        A second call waits for the end of the first.
         """
         self._stop.set()
+        with self._stopping:
+            if not self._stopped:
+                self._stopped = True
+                self._stop_parts()
+
+    def _stop_parts(self) -> None:
         with self._starting:
             started = self._started
         if started:
@@ -344,6 +353,8 @@ class _LoopThread:
             wound_up.result(10.0)
         except TimeoutError:
             log.warning("a handler does not end when it is cancelled; its loop is left behind")
+        except Exception as error:  # noqa: BLE001 - drivers raise anything on a broken socket
+            log.warning("connections of async handlers did not close: %s", cause_of(error, 1000))
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(10.0)
 

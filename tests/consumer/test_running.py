@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -86,3 +87,43 @@ def test_a_closed_application_may_be_used_again(tmp_path: Path, times: int) -> N
     for _ in range(times):
         with mq, mq.transaction() as session:
             session.execute(text("SELECT 1"))
+
+
+def test_closing_an_application_that_runs_stops_it_first(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mq = application(f"sqlite:///{tmp_path}/a.db")
+    handled = threading.Event()
+
+    @mq.handler("orders", group="billing")
+    def handle(order: dict[str, int]) -> None:
+        handled.set()
+
+    with mq.running() as service:
+        with mq.transaction():
+            mq.publish("orders", {"id": 1})
+        assert handled.wait(60)
+        mq.close()
+        assert service.parts() == {"relay": "off", "consumer": "off", "retries": "off"}
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_connections_of_async_handlers_that_do_not_close_do_not_keep_it_from_running_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(self: Store) -> None:
+        raise OSError("a broken socket")
+
+    mq = application(f"sqlite:///{tmp_path}/a.db")
+
+    @mq.handler("orders", group="billing")
+    async def handle(order: dict[str, int]) -> None: ...
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "adispose", fail)
+        with mq.running():
+            pass
+    assert "did not close: OSError: a broken socket" in caplog.text
+    with mq.running() as service:
+        assert service.parts()["consumer"] == "running"
+    mq.close()
