@@ -29,6 +29,7 @@ __all__ = [
     "Capabilities",
     "Finding",
     "GroupSpec",
+    "Handled",
     "Lost",
     "Outcome",
     "Received",
@@ -37,6 +38,8 @@ __all__ = [
     "Severity",
     "Subscription",
     "TopicSpec",
+    "TransactionalAdapter",
+    "TransactionalSubscription",
     "Unknown",
     "Unroutable",
 ]
@@ -230,6 +233,44 @@ class Subscription(Protocol):
         ...
 
 
+# --- receiving and publishing in one step ---------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Handled:
+    """A delivery that is done, and the messages that its handler has published."""
+
+    delivery: Received
+    outputs: Sequence[Message] = ()
+
+
+class TransactionalSubscription(Subscription, Protocol):
+    """A subscription whose acknowledgements the broker stores together with new messages.
+
+    Its acknowledgements take effect by :meth:`commit` alone, in the order of its calls: none made
+    earlier is applied later.
+    """
+
+    def commit(self, handled: Sequence[Handled]) -> Mapping[int, str]:
+        """Store all outputs and acknowledge all deliveries, or do nothing of both.
+
+        Of each partition *handled* has the first deliveries that are not acknowledged, in order
+        and without a gap. Blocks until it is committed (an empty mapping is returned), bounded by
+        the adapter's own time-out. No consumer receives an output before, and the partition's
+        next owner begins behind what was committed.
+
+        Where outputs are refused for good nothing is committed, and the mapping tells why for at
+        least one position in *handled*. Raises ``StaleDeliveryError`` where a delivery is not
+        ours any more or the group is changing: nothing was committed, the next ``receive`` tells
+        what is lost, and what is not may be tried again. Raises ``TransportError`` or
+        ``ConfigurationError`` for anything else (a topic that does not exist, no answer, no
+        permission): either nothing was committed, and the same may be tried again; or it is not
+        known, and the next ``receive`` reports the loss of all ownership, so that the stream
+        starts again where the broker says.
+        """
+        ...
+
+
 # --- the adapter ----------------------------------------------------------------------------------
 
 
@@ -243,6 +284,8 @@ class Capabilities:
     ``stable_position``: a foreign message without an id has a lasting place on the broker.
     ``raw_headers``: duplicate header names and bytes values survive the way.
     ``retains``: a group declared after a message was published still receives it.
+    ``transactions``: acknowledgements and new messages are stored in one step; the adapter is a
+    :class:`TransactionalAdapter`.
     """
 
     durable: bool = True
@@ -251,6 +294,7 @@ class Capabilities:
     stable_position: bool = True
     raw_headers: bool = True
     retains: bool = True
+    transactions: bool = False
 
 
 class Severity(StrEnum):
@@ -351,6 +395,17 @@ class Adapter(Protocol):
 
     def close(self) -> None:
         """Release connections. Publishes under way end as ``Unknown`` at the latest. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class TransactionalAdapter(Adapter, Protocol):
+    """An adapter with the capability ``transactions``."""
+
+    def subscribe_transactional(
+        self, topics: Sequence[str], group: str, *, prefetch: int
+    ) -> TransactionalSubscription:
+        """Return a subscription as :meth:`Adapter.subscribe` does, with transactions."""
         ...
 
 
