@@ -1,0 +1,315 @@
+"""Three Kafka nodes, some of which are dead."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.orm import Session
+
+from reliable_mq import Message, PublishUnconfirmedError, ReliableMQ, Settings
+from reliable_mq.adapter import SENT, AdapterContext, Severity, TopicSpec, Unknown
+from reliable_mq.testing.contract.messages import numbered
+from reliable_mq_kafka import open_adapter
+from reliable_mq_kafka.adapter import KafkaAdapter
+from tests.brokers import KafkaCluster, ServerMissing
+from tests.clusters.traffic import Publishing, without_repeats
+from tests.e2e.shop import effects, leave, metadata
+from tests.e2e.waiting import until
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
+
+PARTITIONS = 3
+KEYS = [f"key-{index}" for index in range(8)]
+SLOW = 120.0
+
+
+@pytest.fixture(scope="module")
+def nodes(request: pytest.FixtureRequest) -> Iterator[KafkaCluster]:
+    server = KafkaCluster()
+    try:
+        server.start()
+    except ServerMissing as error:
+        if request.config.getoption("--require-brokers"):
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(str(error))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def cluster(nodes: KafkaCluster) -> Iterator[KafkaCluster]:
+    """The cluster, whole at the beginning of each test."""
+    yield nodes
+    for one in nodes.ids:
+        nodes.start_node(one)
+    nodes.wait_ready()
+
+
+@pytest.fixture
+def adapter(cluster: KafkaCluster, topics: dict[str, TopicSpec]) -> Iterator[KafkaAdapter]:
+    opened = open_adapter(cluster.url, AdapterContext(instance="publisher", topics=topics))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def topics() -> dict[str, TopicSpec]:
+    return {}
+
+
+@pytest.fixture
+def topic(adapter: KafkaAdapter, topics: dict[str, TopicSpec], unique: str) -> str:
+    topics[unique] = TopicSpec(name=unique, partitions=PARTITIONS)
+    adapter.declare([topics[unique]], [])
+    return unique
+
+
+@pytest.fixture
+def engine(sqlite_url: str) -> Iterator[Engine]:
+    engine = create_engine(sqlite_url)
+    metadata.create_all(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def seen(engine: Engine) -> Callable[[], dict[str, list[int]]]:
+    """Return by key what the handlers have done, in the order of their commits."""
+
+    def look() -> dict[str, list[int]]:
+        found = defaultdict(list)
+        for what in effects(engine):
+            key, _, number = what.partition(":")
+            found[key].append(int(number))
+        return found
+
+    return look
+
+
+@pytest.fixture
+def running(
+    cluster: KafkaCluster, topic: str, sqlite_url: str
+) -> Iterator[Callable[[], ReliableMQ]]:
+    """Start a process' worth of consumers, in this process."""
+    with ExitStack() as stack:
+
+        def start() -> ReliableMQ:
+            settings = Settings(
+                broker_url=f"{cluster.url}?session_timeout=6",
+                database_url=sqlite_url,
+                group="billing",
+            )
+            mq = stack.enter_context(ReliableMQ(settings))
+
+            @mq.handler(topic, ordered=True, concurrency=4)
+            def handle(number: int, session: Session, message: Message) -> None:
+                leave(session, f"{message.key}:{number}")
+
+            stack.enter_context(mq.running())
+            return mq
+
+        yield start
+
+
+def stored(cluster: KafkaCluster, topic: str) -> dict[str, list[int]]:
+    """Return by key what is on the brokers, in its order."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": cluster.bootstrap,
+            "group.id": "reads-all",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+        }
+    )
+    consumer.assign([TopicPartition(topic, number, 0) for number in range(PARTITIONS)])
+    found: dict[str, list[int]] = defaultdict(list)
+    ended: set[int | None] = set()
+    try:
+        while len(ended) < PARTITIONS:
+            record = consumer.poll(30)
+            assert record is not None, "the brokers did not answer"
+            if record.error():
+                ended.add(record.partition())
+                continue
+            found[(record.key() or b"").decode()].append(int(record.value() or b""))
+    finally:
+        consumer.close()
+    return found
+
+
+def coordinator(cluster: KafkaCluster, group: str) -> int:
+    """Return the node that coordinates a group."""
+    from confluent_kafka.admin import AdminClient
+
+    client = AdminClient({"bootstrap.servers": cluster.bootstrap})
+    described: Any = client.describe_consumer_groups([group])[group].result()
+    return int(described.coordinator.id)
+
+
+def report(what: str, publishing: Publishing) -> None:
+    """Print what is measured and not asserted."""
+    print(
+        f"\n{what}: {publishing.count} confirmed, longest silence "
+        f"{publishing.longest_silence():.1f} s, {publishing.repeated} rounds sent again"
+    )
+
+
+# --- a leader dies ------------------------------------------------------------------------------
+
+
+def test_all_that_was_confirmed_survives_its_leader_in_the_order_of_each_key(
+    cluster: KafkaCluster, adapter: KafkaAdapter, topic: str
+) -> None:
+    with Publishing(adapter, topic, KEYS) as publishing:
+        for _ in range(2):
+            until(publishing.progressed, "traffic", seconds=SLOW)
+            victim = cluster.leader(topic)
+            cluster.kill(victim)
+            until(publishing.progressed, "traffic without the leader", seconds=SLOW)
+            cluster.restart(victim)
+    report("leader killed twice, publisher", publishing)
+    found = stored(cluster, topic)
+    assert {key: without_repeats(found[key]) for key in KEYS} == publishing.sent
+
+
+def test_a_group_goes_on_without_the_leader_and_without_its_coordinator(
+    cluster: KafkaCluster,
+    adapter: KafkaAdapter,
+    topic: str,
+    running: Callable[[], ReliableMQ],
+    seen: Callable[[], dict[str, list[int]]],
+) -> None:
+    mq = running()
+    silences = []
+    with Publishing(adapter, topic, KEYS) as publishing:
+        for choose in (lambda: cluster.leader(topic), lambda: coordinator(cluster, "billing")):
+            handles(seen, 100)
+            victim = choose()
+            cluster.kill(victim)
+            with longest_silence(seen) as silence:
+                handles(seen, 100)
+            silences.append(silence[0])
+            cluster.restart(victim)
+    until(lambda: seen() == publishing.sent, "all effects, once and in order", seconds=SLOW)
+    until(lambda: mq.status().groups[topic, "billing"].lag == 0, "lag 0", seconds=SLOW)
+    assert seen() == publishing.sent
+    print("\nleader, then coordinator killed, consumer: longest silences", silences)
+    report("leader, then coordinator killed", publishing)
+
+
+def handles(seen: Callable[[], dict[str, list[int]]], count: int) -> None:
+    """Wait until so many more effects are there."""
+    before = total(seen)
+    until(lambda: total(seen) >= before + count, f"{count} effects", seconds=SLOW)
+
+
+def total(seen: Callable[[], dict[str, list[int]]]) -> int:
+    return sum(map(len, seen().values()))
+
+
+@contextmanager
+def longest_silence(seen: Callable[[], dict[str, list[int]]]) -> Iterator[list[float]]:
+    """Put the longest time without a new effect, in seconds, into the list when the block ends."""
+    times, end, found = [time.monotonic()], threading.Event(), [0.0]
+
+    def watch() -> None:
+        count = total(seen)
+        while not end.wait(0.05):
+            if (now := total(seen)) > count:
+                count = now
+                times.append(time.monotonic())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield found
+    finally:
+        end.set()
+        watcher.join()
+        pairs = itertools.pairwise(times)
+        found[0] = round(max((later - earlier for earlier, later in pairs), default=0.0), 1)
+
+
+# --- all of them, one after the other -----------------------------------------------------------
+
+
+def test_a_rolling_restart_under_traffic_loses_and_repeats_nothing(
+    cluster: KafkaCluster,
+    adapter: KafkaAdapter,
+    topic: str,
+    running: Callable[[], ReliableMQ],
+    seen: Callable[[], dict[str, list[int]]],
+) -> None:
+    running()
+    with Publishing(adapter, topic, KEYS) as publishing:
+        for node in cluster.ids:
+            handles(seen, 50)
+            cluster.terminate(node)
+            handles(seen, 50)
+            cluster.restart(node)
+    until(lambda: seen() == publishing.sent, "all effects, once and in order", seconds=SLOW)
+    found = stored(cluster, topic)
+    assert {key: without_repeats(found[key]) for key in KEYS} == publishing.sent
+    report("rolling restart", publishing)
+
+
+# --- too few replicas ---------------------------------------------------------------------------
+
+
+def test_with_one_of_three_nodes_nothing_is_falsely_confirmed_and_it_goes_on_with_two(
+    cluster: KafkaCluster, adapter: KafkaAdapter, topic: str, sqlite_url: str
+) -> None:
+    first, second = (numbered(topic, [number], key="key") for number in (1, 2))
+    assert adapter.publish(first, SLOW) == [SENT]
+    dead = [one for one in cluster.ids if one != cluster.leader(topic)]
+    for one in dead:
+        cluster.kill(one)
+    (outcome,) = adapter.publish(second, 8.0)
+    assert isinstance(outcome, Unknown), outcome
+    settings = Settings(
+        broker_url=cluster.url, database_url=sqlite_url, group="billing", auto_declare=False
+    )
+    with ReliableMQ(settings) as mq, pytest.raises(PublishUnconfirmedError):
+        mq.publish_direct(topic, 99, key="other", timeout=8)
+    cluster.start_node(dead[0])
+    began = time.monotonic()
+    until(lambda: adapter.publish(second, 30.0) == [SENT], "a confirmation", seconds=SLOW)
+    print(f"\nmin.insync.replicas kept again: confirmed after {time.monotonic() - began:.1f} s")
+    assert adapter.publish(numbered(topic, [3], key="key"), SLOW) == [SENT]
+    assert without_repeats(stored(cluster, topic)["key"]) == [1, 2, 3]
+
+
+def test_fewer_replicas_in_step_than_the_topic_wants_leave_a_message_unconfirmed(
+    cluster: KafkaCluster, adapter: KafkaAdapter, unique: str
+) -> None:
+    spec = TopicSpec(name=unique, partitions=PARTITIONS, options={"min.insync.replicas": 3})
+    adapter.declare([spec], [])
+    assert adapter.publish(numbered(unique, [1]), SLOW) == [SENT]
+    leader = cluster.leader(unique)
+    dead = next(one for one in cluster.ids if one != leader)
+    cluster.kill(dead)
+    until(lambda: dead not in cluster.in_sync(unique), "its loss to be noticed", seconds=SLOW)
+    two = numbered(unique, [2])
+    assert isinstance(adapter.publish(two, 5.0)[0], Unknown)
+    cluster.restart(dead)
+    until(lambda: adapter.publish(two, 30.0) == [SENT], "a confirmation", seconds=SLOW)
+    assert without_repeats(stored(cluster, unique)["key"]) == [1, 2]
+
+
+# --- what is recommended ------------------------------------------------------------------------
+
+
+def test_nothing_is_found_wrong_with_a_cluster_as_it_is_recommended(
+    adapter: KafkaAdapter, topic: str
+) -> None:
+    found = [one for one in adapter.inspect() if one.severity is not Severity.INFO]
+    assert found == []
