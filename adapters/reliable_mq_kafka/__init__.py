@@ -27,6 +27,11 @@ Options, as query parameters of the URL (durations in seconds):
     comes again after a kill.
 ``connect_timeout=10``
     How long a connection, or an answer of a broker, may take.
+``transaction_timeout=10``
+    How long a transaction of an exactly-once handler may take. What a killed process has left open
+    is undone by the brokers after so long (they look every 10 s); until then readers of its
+    outputs, and whoever takes its partitions over, wait. To be within the brokers'
+    ``transaction.max.timeout.ms``.
 
 ``client_options`` are properties of librdkafka, each given to the clients that it applies to:
 ``client.id``, ``linger.ms``, ``compression.type``, ``fetch.min.bytes``, ``max.poll.interval.ms``,

@@ -26,6 +26,7 @@ from reliable_mq_kafka.location import parse_url
 from reliable_mq_kafka.options import parse_options
 from reliable_mq_kafka.publisher import Publisher
 from reliable_mq_kafka.subscription import KafkaSubscription
+from reliable_mq_kafka.transactional import TransactionalSubscription
 
 
 class KafkaAdapter:
@@ -46,7 +47,7 @@ class KafkaAdapter:
     @property
     def capabilities(self) -> Capabilities:
         """A log that does everything."""
-        return Capabilities(log=True)
+        return Capabilities(log=True, transactions=True)
 
     def declare(self, topics: Sequence[TopicSpec], groups: Sequence[GroupSpec]) -> None:
         """See the protocol."""
@@ -65,6 +66,14 @@ class KafkaAdapter:
         if not topics or prefetch < 1:
             raise ConfigurationError("a subscription needs a topic and a prefetch of 1 or more")
         return KafkaSubscription(self._clients, topics, group, prefetch)
+
+    def subscribe_transactional(
+        self, topics: Sequence[str], group: str, *, prefetch: int
+    ) -> TransactionalSubscription:
+        """See ``TransactionalAdapter``. Its outputs have a producer of their own."""
+        if not topics or prefetch < 1:
+            raise ConfigurationError("a subscription needs a topic and a prefetch of 1 or more")
+        return TransactionalSubscription(self._clients, topics, group, prefetch)
 
     def lag(self, topic: str, group: str) -> int:
         """See the protocol."""

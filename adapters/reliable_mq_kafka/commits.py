@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from reliable_mq.errors import ConfigurationError, ReliableMQError
+from reliable_mq_kafka.completed import ROOM
 from reliable_mq_kafka.errors import error_of, text_of, translate
 from reliable_mq_kafka.partitions import OwnedPartition, Share
 
@@ -17,6 +18,8 @@ log = logging.getLogger("reliable_mq.kafka")
 
 class Commits:
     """Sends watermarks without waiting, one request at a time, and notes what becomes of them.
+
+    What is done behind a watermark goes along as metadata: whoever reads next skips it.
 
     The brokers take a commit only from a member of the present generation of the group: what a
     member sends that was replaced changes nothing. One that fails is sent again with the next,
@@ -28,6 +31,7 @@ class Commits:
         self._every = every
         self._under_way = 0
         self._last = 0.0
+        self._room = ROOM
         self.forfeited = False
         """Whether a partition was lost with acknowledgements that the brokers did not take."""
         self.failure: KafkaError | None = None
@@ -66,11 +70,15 @@ class Commits:
     def _send(self, consumer: Consumer, partitions: list[OwnedPartition]) -> None:
         if not partitions:
             return
+        offsets = [one.commit(self._room) for one in partitions]
         try:
-            consumer.commit(offsets=[one.commit for one in partitions], asynchronous=True)
-            self._under_way += 1
+            consumer.commit(offsets=offsets, asynchronous=True)
         except KafkaException as error:
-            self._failed(error_of(error), [one.commit for one in partitions])
+            self._failed(error_of(error), offsets)
+        else:
+            self._under_way += 1
+            for one in partitions:
+                one.was_offered()
 
     def on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
         """Note the outcome of a commit. The client calls it from its poll."""
@@ -92,6 +100,10 @@ class Commits:
 
     def _failed(self, error: KafkaError | None, partitions: Iterable[TopicPartition]) -> None:
         self.failure = error
+        if error is not None and error.code() == KafkaError.OFFSET_METADATA_TOO_LARGE:
+            # These brokers take less than usual (offset.metadata.max.bytes). What is done behind
+            # the offset may go untold: it comes again after a crash.
+            self._room //= 4
         if error is not None:
             log.debug("a commit failed and is tried again: %s", text_of(error))
         if any(self._share.at(one.topic, one.partition) is None for one in partitions):

@@ -73,6 +73,22 @@ class Clients:
         with translated("cannot make a producer"):
             return Producer({**self._producer(health), **renamed}, logger=_LOG)
 
+    def transactional_producer(
+        self, health: Health, transactional_id: str, **changes: object
+    ) -> Producer:
+        """Return a new producer for transactions, not initialised yet."""
+        milliseconds = round(self.options.transaction_timeout * 1000)
+        return self.producer(
+            health,
+            transactional_id=transactional_id,
+            transaction_timeout_ms=milliseconds,
+            message_timeout_ms=milliseconds,
+            socket_timeout_ms=min(milliseconds, round(self.timeout * 1000)),
+            # What is refused ends the transaction, and with it everything that follows.
+            enable_gapless_guarantee=False,
+            **changes,
+        )
+
     def consumer(self, health: Health, group: str, on_commit: OnCommit | None = None) -> Consumer:
         """Return a new consumer of *group*."""
         with translated("cannot make a consumer"):

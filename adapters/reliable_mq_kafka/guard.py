@@ -62,7 +62,7 @@ _NEVER: Mapping[str, str] = {
     "group.instance.id": "two processes with one id would push each other out of the group",
     "group.remote.assignor": _MEMBERS,
     "transactional.id": "two processes with one id would fence each other off",
-    "transaction.timeout.ms": "the adapter uses no transactions",
+    "transaction.timeout.ms": f"{_URL}: the option transaction_timeout",
     "message.timeout.ms": "relay.publish_timeout and publish_direct(timeout=) say how long",
     "delivery.timeout.ms": "relay.publish_timeout and publish_direct(timeout=) say how long",
     "message.max.bytes": "it follows from max_message_bytes and max_header_bytes",

@@ -23,6 +23,7 @@ class Options:
     session_timeout: float = 6.0
     commit_interval: float = 0.5
     connect_timeout: float = 10.0
+    transaction_timeout: float = 10.0
 
 
 def parse_options(query: Mapping[str, str]) -> Options:
@@ -76,4 +77,5 @@ _PARSERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "session_timeout": (_seconds(0.5, 1800), "seconds, 0.5 to 1800,"),
     "commit_interval": (_seconds(0.02, 1.0), "seconds, 0.02 to 1,"),
     "connect_timeout": (_seconds(1, 300), "seconds, 1 to 300,"),
+    "transaction_timeout": (_seconds(1, 900), "seconds, 1 to 900,"),
 }

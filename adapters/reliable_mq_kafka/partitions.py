@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from itertools import count
 
 from confluent_kafka import OFFSET_INVALID, TopicPartition
@@ -16,13 +16,18 @@ Place = tuple[str, int]
 class OwnedPartition:
     """A partition under one epoch: what was read of it, and what of that is done.
 
-    Offsets need not be contiguous: compaction and transactions leave gaps.
+    Offsets need not be contiguous: compaction and transactions leave gaps. What was done before,
+    behind something that was not, is skipped when it is read again.
     """
 
     __slots__ = (
+        "_acks",
         "_committed",
+        "_committed_acks",
+        "_done",
         "_held",
         "_next",
+        "_offered_acks",
         "_open",
         "begun",
         "epoch",
@@ -47,6 +52,9 @@ class OwnedPartition:
         self.restless_since = now
         self._next: int | None = None
         self._committed = -1
+        self._done: deque[range] = deque()
+        # How often something was done: in all, at the commit under way, at the last commit.
+        self._acks = self._offered_acks = self._committed_acks = 0
         # In the order of reading. A dict, for removal from the middle.
         self._open: dict[int, None] = {}
         self._held = 0
@@ -70,9 +78,20 @@ class OwnedPartition:
         if self._next is None:
             self._committed = offset
         self.begun = True
-        self._open[offset] = None
         self._next = offset + 1
+        if self._was_done(offset):
+            return False
+        self._open[offset] = None
         return True
+
+    def skip(self, done: Runs) -> None:
+        """Throw these away when they are read: another ownership has done them."""
+        self._done = deque(done)
+
+    def _was_done(self, offset: int) -> bool:
+        while self._done and self._done[0].stop <= offset:
+            self._done.popleft()
+        return bool(self._done) and offset in self._done[0]
 
     def reached_end(self, offset: int) -> None:
         """Note that there is nothing to deliver before *offset* that was not read."""
@@ -92,6 +111,7 @@ class OwnedPartition:
             return False
         del self._open[offset]
         self._held -= 1
+        self._acks += 1
         return True
 
     @property
@@ -99,15 +119,26 @@ class OwnedPartition:
         """Return the offset of the first record that is not done; None where none is known."""
         return next(iter(self._open), self._next)
 
+    def watermark_after(self, done: Container[int]) -> int | None:
+        """Return what the watermark will be once *done* is acknowledged too."""
+        return next((offset for offset in self._open if offset not in done), self._next)
+
     @property
     def dirty(self) -> bool:
         """Tell whether more is done than the brokers know."""
         watermark = self.watermark
-        return watermark is not None and watermark > self._committed
+        if watermark is None:
+            return False
+        return watermark > self._committed or self._acks > self._committed_acks
+
+    def was_offered(self) -> None:
+        """Note that :meth:`commit` is on its way to the brokers."""
+        self._offered_acks = self._acks
 
     def was_committed(self, offset: int) -> None:
-        """Note that the brokers have a commit."""
+        """Note that the brokers have the commit that was offered last."""
         self._committed = max(offset, self._committed)
+        self._committed_acks = max(self._offered_acks, self._committed_acks)
 
     # --- losing ---
 
@@ -118,6 +149,7 @@ class OwnedPartition:
     def begin_again(self, epoch: int) -> Lost:
         """Forget what was read and is not done: it will be read again, under *epoch*."""
         ended = self.lost()
+        self._done = deque(self._done_runs())
         self._next = self.watermark
         self._open.clear()
         self._held = 0
@@ -133,12 +165,21 @@ class OwnedPartition:
         offset = OFFSET_INVALID if self._next is None else self._next
         return TopicPartition(self.topic, self.number, offset)
 
-    @property
-    def commit(self) -> TopicPartition:
-        """Return what to commit."""
+    def commit(self, room: int = ROOM) -> TopicPartition:
+        """Return what to commit, with up to *room* characters of what is done behind it."""
         watermark = self.watermark
-        offset = OFFSET_INVALID if watermark is None else watermark
-        return TopicPartition(self.topic, self.number, offset)
+        if watermark is None:
+            return TopicPartition(self.topic, self.number, OFFSET_INVALID)
+        metadata = encode(self._done_runs(), watermark, room)
+        return TopicPartition(self.topic, self.number, watermark, metadata)
+
+    def _done_runs(self) -> list[range]:
+        """Return what is done behind the watermark, and what was and is not read again yet."""
+        if self._next is None:
+            return []
+        read = between(self._open, self._next)
+        rest = [range(max(run.start, self._next), run.stop) for run in self._done]
+        return join(read, [run for run in rest if run])
 
 
 class Share:

@@ -1,0 +1,319 @@
+"""Transactions of one producer: outputs and consumed offsets, stored together or not at all.
+
+librdkafka sorts its errors into three kinds, and so does this module:
+
+- *retriable*: the same call goes on where it was, until the time is up;
+- *requires abort*: the transaction is undone and the producer can begin another one;
+- all others: this producer can do nothing more. A new one with the same ``transactional.id``
+  undoes what the old one left open.
+
+Only a COMMIT that is not answered leaves it open whether the transaction is there.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+
+from reliable_mq.errors import ConfigurationError, ReliableMQError
+from reliable_mq.message import Message
+from reliable_mq_kafka.config import Clients
+from reliable_mq_kafka.errors import UNFIT, error_of, outcome_of, text_of, translate
+from reliable_mq_kafka.health import Health
+from reliable_mq_kafka.records import KafkaRecord, headers_of
+
+log = logging.getLogger("reliable_mq.kafka")
+
+_MAGIC = b"CGMDv2:"
+_SERVE_EVERY = 100
+_LOOK_UP = 5.0
+_ALONE = {"batch_num_messages": 1, "max_in_flight_requests_per_connection": 1}
+
+_NOT_A_MEMBER = frozenset(
+    {
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError.FENCED_INSTANCE_ID,
+        KafkaError.REBALANCE_IN_PROGRESS,
+    }
+)
+"""The group has changed since its metadata was read."""
+
+_FOLLOWS = frozenset(
+    {
+        KafkaError._PURGE_QUEUE,
+        KafkaError._PURGE_INFLIGHT,
+        KafkaError._FATAL,
+        KafkaError._DESTROY,
+    }
+)
+"""What a message ends with because the transaction did."""
+
+
+class FencedError(Exception):
+    """The group did not take the offsets from this member; everything was undone."""
+
+
+class InDoubtError(Exception):
+    """Whether the transaction was committed is not known; its cause says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """A member of a group in one generation, as the client's group metadata tells it."""
+
+    metadata: bytes
+    generation: int
+    member: str
+
+    @property
+    def is_valid(self) -> bool:
+        """Tell whether the brokers check it: offsets from nobody in particular they just take."""
+        return self.generation >= 0 and bool(self.member)
+
+
+def membership(metadata: bytes) -> Membership:
+    """Read what ``Consumer.consumer_group_metadata`` has returned.
+
+    The client offers it as bytes only. A form that is not known is an error: without a look at
+    it nobody could tell a member from a stranger, whose offsets are not fenced.
+    """
+    if not metadata.startswith(_MAGIC):
+        raise ConfigurationError(
+            "this version of confluent-kafka has group metadata of an unknown form: "
+            "guarantee 'exactly-once' needs another one"
+        )
+    at = len(_MAGIC)
+    generation = int.from_bytes(metadata[at : at + 4], sys.byteorder, signed=True)
+    _group, member, _rest = metadata[at + 4 :].split(b"\0", 2)
+    return Membership(metadata, generation, member.decode("utf-8", "replace"))
+
+
+class Transactions:
+    """One transaction after the other. Used by one thread.
+
+    The ``transactional.id`` belongs to this object alone: nobody else fences it off, and a
+    producer that takes the place of a broken one undoes what that one left.
+    """
+
+    def __init__(self, clients: Clients, transactional_id: str) -> None:
+        self._clients = clients
+        self._id = transactional_id
+        self._doing = "cannot store outputs and offsets in one transaction"
+        self._health = Health()
+        self._producer: Producer | None = None
+        self._one_by_one = False
+        self._is_ready = False
+        self._known: set[str] = set()
+        self._failures: dict[int, KafkaError] = {}
+
+    # --- the producer ---
+
+    def prepare(self, patience: float) -> None:
+        """Make the producer ready; raise where the brokers did not answer in *patience* s.
+
+        What a producer of this id has left open is undone then.
+        """
+        if self._is_ready:
+            return
+        if self._producer is None:
+            self._health = Health()
+            self._producer = self._make()
+        deadline = time.monotonic() + patience
+        try:
+            self._repeat(self._producer.init_transactions, deadline)
+        except KafkaException as error:
+            found = error_of(error)
+            self._producer.poll(0)  # it tells what it knows
+            if not found.retriable():
+                self._drop()
+            self._health.raise_if_refused(self._doing)
+            raise translate(found, self._doing) from error
+        self._is_ready = True
+
+    def _make(self) -> Producer:
+        changes: dict[str, object] = dict(_ALONE) if self._one_by_one else {}
+        return self._clients.transactional_producer(self._health, self._id, **changes)
+
+    def _drop(self) -> None:
+        """Let go of a producer. What it left open is undone by the next, or by a time-out."""
+        producer, self._producer = self._producer, None
+        self._is_ready = False
+        if producer is not None:
+            producer.purge()
+            producer.poll(0)
+
+    def close(self) -> None:
+        """Let go of the producer; nothing is open."""
+        self._drop()
+
+    def serve(self) -> None:
+        """Take what the idle client has to say."""
+        if self._producer is not None:
+            self._producer.poll(0)
+
+    # --- a transaction ---
+
+    def run(
+        self, messages: Sequence[Message], offsets: Sequence[TopicPartition], member: Membership
+    ) -> Mapping[int, str]:
+        """Store *messages* and *offsets*; bounded to a few times the transaction's time-out.
+
+        Returns nothing once it is committed, or the causes why messages, by position, are
+        refused for good. Raises :class:`FencedError` or an error of the library where nothing
+        was stored, :class:`InDoubtError` where that is not known.
+        """
+        refused = self._run(messages, offsets, member)
+        if refused and len(messages) > 1:
+            # Brokers refuse a whole request, though one message of it may be the reason, or
+            # none: then it was too many together.
+            with self._requests_of_one():
+                refused = self._run(messages, offsets, member)
+        return refused
+
+    @contextmanager
+    def _requests_of_one(self) -> Iterator[None]:
+        self._drop()
+        self._one_by_one = True
+        try:
+            yield
+        finally:
+            self._one_by_one = False
+            self._drop()
+
+    def _run(
+        self, messages: Sequence[Message], offsets: Sequence[TopicPartition], member: Membership
+    ) -> Mapping[int, str]:
+        deadline = time.monotonic() + self._clients.options.transaction_timeout
+        self.prepare(deadline - time.monotonic())
+        producer = self._producer
+        assert producer is not None  # noqa: S101 - prepared
+        self._failures = {}
+        try:
+            producer.begin_transaction()
+            self._produce(producer, messages, deadline)
+            if self._failures:
+                return self._undo(messages, None)
+            send = producer.send_offsets_to_transaction
+            self._repeat(partial(send, list(offsets), member.metadata), deadline)
+        except KafkaException as error:
+            return self._undo(messages, error)
+        return self._commit(producer, messages, deadline)
+
+    def _produce(self, producer: Producer, messages: Sequence[Message], deadline: float) -> None:
+        self._look_up(producer, {message.topic for message in messages})
+        for index, message in enumerate(messages):
+            self._hand_over(producer, index, message, deadline)
+            if not index % _SERVE_EVERY:
+                producer.poll(0)
+        while len(producer) and not self._failures and time.monotonic() < deadline:
+            producer.flush(0.1)
+        if len(producer) and not self._failures:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "outputs were not confirmed"))
+
+    def _look_up(self, producer: Producer, topics: set[str]) -> None:
+        """Ask for topics that are new to this producer: it learns of them late by itself."""
+        for topic in topics - self._known:
+            found = producer.list_topics(topic, timeout=_LOOK_UP).topics[topic]
+            if found.error is not None:
+                raise KafkaException(KafkaError(found.error.code(), f"topic {topic!r}"))
+            self._known.add(topic)
+
+    def _hand_over(self, producer: Producer, index: int, message: Message, deadline: float) -> None:
+        while True:
+            try:
+                producer.produce(
+                    message.topic,
+                    message.body,
+                    message.key,
+                    on_delivery=partial(self._report, index),
+                    headers=headers_of(message),
+                )
+            except BufferError:
+                if time.monotonic() >= deadline:
+                    raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "queue full")) from None
+                producer.poll(0.05)
+            except KafkaException as error:
+                if error_of(error).code() not in UNFIT:
+                    raise
+                self._failures[index] = error_of(error)
+                return
+            else:
+                return
+
+    def _report(self, index: int, error: KafkaError | None, record: KafkaRecord) -> None:
+        if error is not None and error.code() not in _FOLLOWS:
+            self._failures[index] = error
+
+    def _commit(
+        self, producer: Producer, messages: Sequence[Message], deadline: float
+    ) -> Mapping[int, str]:
+        # With some time of its own: to be in doubt is dear.
+        deadline = max(deadline, time.monotonic() + self._clients.timeout)
+        try:
+            self._repeat(producer.commit_transaction, deadline)
+        except KafkaException as error:
+            if error_of(error).txn_requires_abort():
+                return self._undo(messages, error)
+            self._drop()
+            raise InDoubtError(text_of(error_of(error))) from error
+        self._health.recovered()
+        return {}
+
+    # --- when it fails ---
+
+    def _undo(self, messages: Sequence[Message], error: KafkaException | None) -> Mapping[int, str]:
+        """Abort; return which messages are refused for good, or raise what it was."""
+        failures = self._failures
+        self._abort()
+        unfit = {index: found for index, found in failures.items() if found.code() in UNFIT}
+        if unfit:
+            return {index: _cause(found, messages[index]) for index, found in unfit.items()}
+        if failures:
+            index, found = next(iter(failures.items()))
+            self._known.discard(messages[index].topic)
+            raise self._translated(found, messages[index].topic) from error
+        assert error is not None  # noqa: S101 - one of the two
+        found = error_of(error)
+        if found.code() in _NOT_A_MEMBER:
+            raise FencedError(text_of(found)) from error
+        raise self._translated(found, None) from error
+
+    def _translated(self, error: KafkaError, topic: str | None) -> ReliableMQError:
+        self._health.raise_if_refused(self._doing)
+        where = "" if topic is None else f" (topic {topic!r})"
+        return translate(error, self._doing + where)
+
+    def _abort(self) -> None:
+        """Undo what is open. Where this producer cannot, its successor does."""
+        producer = self._producer
+        assert producer is not None  # noqa: S101 - a transaction is open on it
+        deadline = time.monotonic() + self._clients.options.transaction_timeout
+        try:
+            self._repeat(producer.abort_transaction, deadline)
+        except KafkaException as error:
+            log.debug("%s cannot abort: %s", self._id, text_of(error_of(error)))
+            self._drop()
+
+    def _repeat(self, call: Callable[[float], None], deadline: float) -> None:
+        """Make a call of the client's, and go on with it as long as it may be."""
+        while True:
+            left = max(0.1, deadline - time.monotonic())
+            try:
+                return call(left)
+            except KafkaException as error:
+                if not error_of(error).retriable() or time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.05)
+
+
+def _cause(error: KafkaError, message: Message) -> str:
+    outcome = outcome_of(error, message.topic)
+    return f"output refused: {getattr(outcome, 'cause', text_of(error))}"
