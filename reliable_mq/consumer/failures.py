@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, select
@@ -113,35 +114,40 @@ class FailureBook:
         return True
 
     def _dead_letter_message(self, connection: Connection, failure: Failure) -> Message:
-        message, settings = failure.message, self._settings
-        died_at = from_micros(int(connection.execute(select(self._store.now())).scalar_one()))
-        headers: dict[str, HeaderValue] = {
-            ORIGIN_ID: message.id,
-            ORIGIN_TOPIC: message.topic,
-            ORIGIN_GROUP: failure.group,
-            ORIGIN_ATTEMPTS: str(failure.attempts),
-            ORIGIN_CAUSE: _one_line(failure.cause, _CAUSE_ON_THE_WIRE),
-            ORIGIN_DIED_AT: format_time(died_at),
-        }
-        body, truncated = message.body, []
-        kept = {k: v for k, v in message.headers.items() if _may_travel_on(k)}
-        if _fits(kept, settings):
-            headers = {**kept, **headers}
-        else:
-            truncated.append("headers")
-        if len(body) > settings.max_message_bytes:
-            body = b""
-            truncated.append("body")
-        if truncated:
-            headers[TRUNCATED] = ",".join(truncated)
-        return Message(
-            id=new_message_id(),
-            topic=settings.dead_letter.topic_for(message.topic, failure.group),
-            key=message.key,
-            body=body,
-            headers=headers,
-            content_type=message.content_type,
-        )
+        now = int(connection.execute(select(self._store.now())).scalar_one())
+        return dead_letter_message(failure, self._settings, from_micros(now))
+
+
+def dead_letter_message(failure: Failure, settings: Settings, died_at: datetime) -> Message:
+    """Return what is sent to the dead-letter topic; over the limits it says what it left out."""
+    message = failure.message
+    headers: dict[str, HeaderValue] = {
+        ORIGIN_ID: message.id,
+        ORIGIN_TOPIC: message.topic,
+        ORIGIN_GROUP: failure.group,
+        ORIGIN_ATTEMPTS: str(failure.attempts),
+        ORIGIN_CAUSE: _one_line(failure.cause, _CAUSE_ON_THE_WIRE),
+        ORIGIN_DIED_AT: format_time(died_at),
+    }
+    body, truncated = message.body, []
+    kept = {k: v for k, v in message.headers.items() if _may_travel_on(k)}
+    if _fits(kept, settings):
+        headers = {**kept, **headers}
+    else:
+        truncated.append("headers")
+    if len(body) > settings.max_message_bytes:
+        body = b""
+        truncated.append("body")
+    if truncated:
+        headers[TRUNCATED] = ",".join(truncated)
+    return Message(
+        id=new_message_id(),
+        topic=settings.dead_letter.topic_for(message.topic, failure.group),
+        key=message.key,
+        body=body,
+        headers=headers,
+        content_type=message.content_type,
+    )
 
 
 def _may_travel_on(name: str) -> bool:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tenacity import RetryCallState, Retrying, retry_if_result, stop_after_attempt, wait_none
 
 from reliable_mq import events as ev
+from reliable_mq.consumer.calling import Caller
 from reliable_mq.consumer.failures import FailureBook
 from reliable_mq.consumer.items import Again, Ended, Failed, Item, Result
 from reliable_mq.consumer.lanes import AnyContext, HandlerStoppedError, Lane
@@ -26,7 +26,7 @@ from reliable_mq.consumer.subjects import Books, Fresh, Stored, Subject
 from reliable_mq.consumer.transaction import HandlerTransaction, handler_transaction
 from reliable_mq.durations import seconds
 from reliable_mq.errors import DecodeError
-from reliable_mq.handlers import Guarantee, HandlerSpec, Injection, Source
+from reliable_mq.handlers import Guarantee, HandlerSpec
 from reliable_mq.message import Delivery
 from reliable_mq.retry import Decision, GiveUp, Reject, TryNow
 from reliable_mq.settings import Settings
@@ -66,7 +66,7 @@ class _Progress:
     transaction: HandlerTransaction | None = None
 
 
-class Processor:
+class Processor(Caller):
     """Runs one handler on deliveries and retry rows. Thread-safe, one per handler and process."""
 
     def __init__(
@@ -80,15 +80,12 @@ class Processor:
         around: Callable[[Delivery], AnyContext] | None,
         application: object,
     ) -> None:
-        self.spec = spec
+        super().__init__(spec, lane=lane, around=around, application=application)
         self.store = store
-        self.lane = lane
         self.reporter = Reporter(events, spec)
         self.books = Books(
             store, FailureBook(store, settings), group=spec.group, ordered=spec.ordered
         )
-        self._around = around
-        self._application = application
         self._idle_timeout = seconds(settings.consumer.idle_in_transaction)
         self._cause_bytes = settings.dead_letter.max_error_bytes
         self._once = spec.guarantee is Guarantee.EFFECTIVELY_ONCE
@@ -234,44 +231,6 @@ class Processor:
             progress.stage = _Stage.COMMIT
             transaction.commit()
         return Ended.HANDLED
-
-    @contextmanager
-    def entered(self, delivery: Delivery) -> Iterator[None]:
-        """Enter the application's ``around`` for one attempt, if there is one."""
-        if self._around is None:
-            yield
-            return
-        failed: list[BaseException] = []
-        with self.lane.entered(self._around(delivery)):
-            try:
-                yield
-            except BaseException as error:
-                failed.append(error)
-                raise
-        if failed:
-            # It may look at the error, but not hide it: nothing of the attempt was kept.
-            raise failed[0]
-
-    def call(
-        self, payload: Any, delivery: Delivery, transaction: HandlerTransaction | None
-    ) -> None:
-        """Run the handler and flush what it left in its sessions."""
-
-        def provide(injection: Injection) -> Any:
-            if injection.source is Source.MESSAGE:
-                return delivery.message
-            if injection.source is Source.DELIVERY:
-                return delivery
-            if injection.source is Source.MQ or transaction is None:
-                return self._application
-            return transaction.provide(injection)
-
-        call = self.spec.call
-        arguments = call.arguments(provide) if call.injections else {}
-        self.lane.call(call, payload, arguments, self.spec.timeout)
-        if transaction is not None:
-            transaction.flush()
-            transaction.guard.check()
 
     # --- when it failed ------------------------------------------------------------------------
 
