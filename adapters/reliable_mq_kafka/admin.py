@@ -28,7 +28,7 @@ from confluent_kafka.admin import (
 from reliable_mq.errors import TransportError
 from reliable_mq_kafka.config import Clients
 from reliable_mq_kafka.errors import error_of, translate
-from reliable_mq_kafka.groups import Groups
+from reliable_mq_kafka.groups import Groups, Progress
 from reliable_mq_kafka.health import PATIENCE, Health
 from reliable_mq_kafka.partitions import Place
 
@@ -136,7 +136,7 @@ class Admin:
         )
         return {(place.topic, place.partition): info.offset for place, info in found.items()}
 
-    def committed(self, group: str, places: Iterable[Place]) -> dict[Place, int]:
+    def committed(self, group: str, places: Iterable[Place]) -> dict[Place, Progress]:
         """Return what *group* has committed; a partition without a commit is left out."""
         return self._groups.committed(group, places)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from reliable_mq.errors import ConfigurationError, TransportError
+from reliable_mq_kafka.completed import Runs, decode
 from reliable_mq_kafka.config import Clients
 from reliable_mq_kafka.errors import error_of, translate
 from reliable_mq_kafka.health import PATIENCE, Health
@@ -32,6 +34,20 @@ _PASSING = frozenset(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a group has done of a partition: all before *offset*, and *beyond*."""
+
+    offset: int
+    beyond: Runs = ()
+
+    def left(self, begin: int, end: int) -> int:
+        """Return how many offsets from *begin* to before *end* are not done."""
+        begin = max(begin, self.offset)
+        done = sum(max(0, min(run.stop, end) - max(run.start, begin)) for run in self.beyond)
+        return max(0, end - begin - done)
+
+
 class Groups:
     """A consumer client a group, made when it is needed and kept for a while. Thread-safe.
 
@@ -45,7 +61,7 @@ class Groups:
         self._observers: dict[str, _Observer] = {}
         self._closed = False
 
-    def committed(self, group: str, places: Iterable[Place]) -> dict[Place, int]:
+    def committed(self, group: str, places: Iterable[Place]) -> dict[Place, Progress]:
         """Return what *group* has committed; a partition without a commit is left out."""
         partitions = [TopicPartition(*place) for place in places]
         return self._observer(group).committed(partitions) if partitions else {}
@@ -83,8 +99,8 @@ class _Observer:
         self._current: tuple[Consumer, Health] | None = None
         self._used_at = 0.0
 
-    def committed(self, partitions: list[TopicPartition]) -> dict[Place, int]:
-        """Return the committed offsets that there are."""
+    def committed(self, partitions: list[TopicPartition]) -> dict[Place, Progress]:
+        """Return the commits that there are."""
         with self._lock:
             consumer, health = self._use()
             found = self._ask(consumer, health, partitions)
@@ -93,7 +109,11 @@ class _Observer:
         for one in found:
             if one.error is not None:
                 raise translate(one.error, self._doing)
-        return {(one.topic, one.partition): one.offset for one in found if one.offset >= 0}
+        return {
+            (one.topic, one.partition): Progress(one.offset, decode(one.metadata, one.offset))
+            for one in found
+            if one.offset >= 0
+        }
 
     def _ask(
         self, consumer: Consumer, health: Health, partitions: list[TopicPartition]

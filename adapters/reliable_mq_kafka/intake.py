@@ -14,6 +14,7 @@ from reliable_mq.adapter import Lost, Received
 from reliable_mq.errors import ReliableMQError
 from reliable_mq_kafka.ahead import Ahead, Window
 from reliable_mq_kafka.commits import Commits
+from reliable_mq_kafka.completed import decode
 from reliable_mq_kafka.config import Clients
 from reliable_mq_kafka.errors import error_of, translate, translated
 from reliable_mq_kafka.health import Health
@@ -23,6 +24,7 @@ from reliable_mq_kafka.records import KafkaRecord
 log = logging.getLogger("reliable_mq.kafka")
 
 _PROBE = 1.0
+_LOOK_UP = 2.0
 _COMMIT_POLL = 0.01
 _RESTLESS = 15.0
 """Seconds after which a partition that shows no sign of being read is positioned anew."""
@@ -283,6 +285,23 @@ class Intake:
             self._left_paused.discard(place)
             self._just_assigned.add(place)
             self._share.add(place, now)
+        self._skip_what_is_done(consumer, partitions)
+
+    def _skip_what_is_done(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Look up what the former owners have done behind the offsets that they committed.
+
+        The client looks the offsets up by itself and keeps the rest from us.
+        """
+        places = [TopicPartition(one.topic, one.partition) for one in partitions]
+        try:
+            found = consumer.committed(places, timeout=_LOOK_UP) if places else []
+        except KafkaException as error:
+            log.debug("%s: what was done is not known and comes again: %s", self._doing, error)
+            return
+        for one in found:
+            owned = self._share.at(one.topic, one.partition)
+            if owned is not None and one.error is None:
+                owned.skip(decode(one.metadata, one.offset))
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if self._closing:

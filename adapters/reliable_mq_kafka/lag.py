@@ -8,14 +8,18 @@ from datetime import timedelta
 from reliable_mq.errors import ConfigurationError
 from reliable_mq_kafka.admin import Admin
 from reliable_mq_kafka.declare import places_of
+from reliable_mq_kafka.groups import Progress
+
+_NOTHING = Progress(0)
 
 
 def lag(admin: Admin, topic: str, group: str) -> int:
     """See ``Adapter.lag``.
 
-    Counted in offsets, from the committed one (else the earliest retained) to the end: exact
-    unless the topic is compacted. What lies behind an open transaction is not counted, because
-    it cannot be delivered yet.
+    Counted in offsets, from the committed one (else the earliest retained) to the end, without
+    those behind it that the commit names as done. Exact unless the topic is compacted or written
+    in transactions: the end of one is an offset too, and counts until the group has passed it.
+    What lies behind an open transaction is not counted, because it cannot be delivered yet.
     """
     described = admin.describe([topic])
     if topic not in described:
@@ -24,9 +28,7 @@ def lag(admin: Admin, topic: str, group: str) -> int:
     committed = admin.committed(group, places)
     # The ends last: what is counted as acknowledged is never behind them then.
     begins, ends = admin.earliest(places), admin.ends(places)
-    return sum(
-        max(0, ends[place] - max(begins[place], committed.get(place, 0))) for place in places
-    )
+    return sum(committed.get(place, _NOTHING).left(begins[place], ends[place]) for place in places)
 
 
 def redelivery_bound(admin: Admin, topics: Sequence[str]) -> timedelta | None:

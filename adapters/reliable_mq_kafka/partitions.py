@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Container, Iterable, Iterator
 from itertools import count
 
 from confluent_kafka import OFFSET_INVALID, TopicPartition
 
 from reliable_mq.adapter import Lost
+from reliable_mq_kafka.completed import ROOM, Runs, between, encode, join
 
 Place = tuple[str, int]
 """Topic and partition."""
@@ -129,7 +131,9 @@ class OwnedPartition:
         watermark = self.watermark
         if watermark is None:
             return False
-        return watermark > self._committed or self._acks > self._committed_acks
+        return watermark > self._committed or (
+            self._acks > self._committed_acks and bool(self._done_runs())
+        )
 
     def was_offered(self) -> None:
         """Note that :meth:`commit` is on its way to the brokers."""
