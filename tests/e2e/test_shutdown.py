@@ -1,0 +1,99 @@
+"""SIGTERM: what runs may end, what does not end in time comes again, and nothing is lost."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from reliable_mq import ReliableMQ
+from tests.e2e.conftest import MakeMQ, StartProgram
+from tests.e2e.processes import Program
+from tests.e2e.program import Folder, Task
+from tests.e2e.waiting import until
+
+Seen = Callable[[], list[str]]
+
+PATIENT = {
+    "RELIABLE_MQ_CONSUMER__SHUTDOWN_TIMEOUT": "60",
+    "RELIABLE_MQ_CONSUMER__IDLE_IN_TRANSACTION": "60",
+}
+
+
+@pytest.fixture
+def database_url(postgresql_url: str) -> str:
+    return postgresql_url
+
+
+def send(mq: ReliableMQ, topic: str, *tasks: Task) -> None:
+    for task in tasks:
+        mq.publish_direct(topic, task, key="a", timeout=30)
+
+
+def wait_at_the_gate(program: Program, folder: Folder) -> None:
+    until(lambda: folder.notes("gate", pid=program.pid), program.said)
+
+
+def test_sigterm_lets_a_slow_handler_end_and_starts_no_other(
+    build_mq: MakeMQ,
+    start_program: StartProgram,
+    folder: Folder,
+    unique: str,
+    seen: Seen,
+) -> None:
+    mq = build_mq(ordered=True)
+    program = start_program(E2E_ORDERED="1", **PATIENT)
+    send(mq, unique, Task(number=1, gate="slow"), Task(number=2))
+    wait_at_the_gate(program, folder)
+    program.signal(signal.SIGTERM)
+    program.wait_for_log("SIGTERM: stopping")
+    folder.open_gate("slow")
+    assert program.wait() == 0, program.said()
+    assert seen() == ["1"]
+    mq.run_until_idle(60)
+    assert seen() == ["1", "2"]
+    assert [note["attempt"] for note in folder.notes("call")] == [1, 1]
+
+
+def test_a_handler_that_outlasts_the_shutdown_timeout_is_handled_elsewhere(
+    build_mq: MakeMQ,
+    start_program: StartProgram,
+    folder: Folder,
+    unique: str,
+    seen: Seen,
+) -> None:
+    mq = build_mq(ordered=True)
+    program = start_program(E2E_ORDERED="1")
+    send(mq, unique, Task(number=1, gate="shut"), Task(number=2))
+    wait_at_the_gate(program, folder)
+    program.signal(signal.SIGTERM)
+    assert program.wait() == 0, program.said()
+    assert "unfinished; they will be delivered again" in program.said()
+    assert seen() == []
+    folder.ignore_gates()
+    mq.run_until_idle(60)
+    assert seen() == ["1", "2"]
+    assert {note["attempt"] for note in folder.notes("call")} == {1}, "no attempt was counted"
+    assert mq.dead_letters() == []
+
+
+def test_a_second_signal_ends_the_process_at_once_and_loses_nothing(
+    build_mq: MakeMQ,
+    start_program: StartProgram,
+    folder: Folder,
+    unique: str,
+    seen: Seen,
+) -> None:
+    mq = build_mq(ordered=True)
+    program = start_program(E2E_ORDERED="1", **PATIENT)
+    send(mq, unique, Task(number=1, gate="shut"), Task(number=2))
+    wait_at_the_gate(program, folder)
+    program.signal(signal.SIGTERM)
+    program.wait_for_log("SIGTERM: stopping")
+    program.signal(signal.SIGTERM)
+    assert program.wait() == -signal.SIGTERM
+    folder.ignore_gates()
+    mq.run_until_idle(60)
+    assert seen() == ["1", "2"]
+    assert mq.dead_letters() == []
