@@ -22,6 +22,8 @@ from tests.brokers import (
     variable,
 )
 
+pytest_plugins = ["pytester", "reliable_mq.testing.matrix"]
+
 
 class OwnServer(Protocol):
     """What the fixture ``own_server`` gives."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from confluent_kafka import Producer
@@ -10,7 +10,7 @@ from confluent_kafka import Producer
 from reliable_mq.adapter import Adapter
 from reliable_mq.registry import open_adapter
 from reliable_mq.testing.contract import AdapterContract
-from reliable_mq.testing.contract.base import ContextFactory
+from reliable_mq.testing.contract.base import ContextFactory, Foreign
 from tests.adapters.kafka.secure import USER, WRONG, SecureKafka
 from tests.brokers import Kafka, Server, ServerMissing, find
 
@@ -30,6 +30,8 @@ def node(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 
 class TestKafkaContract(AdapterContract):
+    column = "kafka"
+
     @pytest.fixture
     def broker(self, node: Server) -> Kafka | None:
         return node if isinstance(node, Kafka) else None
@@ -56,8 +58,8 @@ class TestKafkaContract(AdapterContract):
         adapter.close()
 
     @pytest.fixture
-    def foreign(self, url: str) -> Callable[[str, bytes, list[tuple[str, bytes]]], None]:
-        def publish(topic: str, body: bytes, headers: list[tuple[str, bytes]]) -> None:
+    def foreign(self, url: str) -> Foreign:
+        def publish(topic: str, body: bytes | None, headers: list[tuple[str, bytes]]) -> None:
             place = url.partition("://")[2].partition("?")[0]
             producer = Producer({"bootstrap.servers": place})
             producer.produce(topic, body, headers=[*headers])

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
 
 from reliable_mq.testing.contract import AdapterContract
-from reliable_mq.testing.contract.base import ContextFactory, fresh_name
+from reliable_mq.testing.contract.base import ContextFactory, Foreign, fresh_name
 from reliable_mq.testing.memory import MemoryAdapter, MemoryBroker, open_adapter
 
 
@@ -33,6 +34,8 @@ class Control:
 
 
 class TestMemoryContract(AdapterContract):
+    column = "memory"
+    without: ClassVar = {"bad_credentials_url": "no connection, hence no credentials"}
     short_lease = 0.5  # There are no leases in it.
     quiet = 0.1
 
@@ -49,7 +52,8 @@ class TestMemoryContract(AdapterContract):
         return Control(adapter.broker)
 
     @pytest.fixture
-    def foreign(
-        self, adapter: MemoryAdapter
-    ) -> Callable[[str, bytes, list[tuple[str, bytes]]], None]:
-        return adapter.broker.inject
+    def foreign(self, adapter: MemoryAdapter) -> Foreign:
+        def publish(topic: str, body: bytes | None, headers: list[tuple[str, bytes]]) -> None:
+            adapter.broker.inject(topic, body or b"", headers)
+
+        return publish

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
@@ -8,7 +8,7 @@ import pytest
 from reliable_mq.adapter import Adapter
 from reliable_mq.registry import open_adapter
 from reliable_mq.testing.contract import AdapterContract
-from reliable_mq.testing.contract.base import BrokerControl, ContextFactory
+from reliable_mq.testing.contract.base import BrokerControl, ContextFactory, Foreign
 from tests.adapters.rabbitmq.foreign import publish
 from tests.adapters.rabbitmq.servers import started
 from tests.brokers import RabbitMQ, Server, find
@@ -21,6 +21,8 @@ def node(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 
 class TestRabbitMQContract(AdapterContract):
+    column = "rabbitmq"
+
     @pytest.fixture
     def url(self, node: Server, unique: str) -> Iterator[str]:
         # Two seconds of heartbeat, so that a stopped process is noticed within six.
@@ -47,8 +49,9 @@ class TestRabbitMQContract(AdapterContract):
         return urlunsplit(parts._replace(netloc=netloc))
 
     @pytest.fixture
-    def foreign(self, url: str) -> Callable[[str, bytes, list[tuple[str, bytes]]], None]:
-        def send(topic: str, body: bytes, headers: list[tuple[str, bytes]]) -> None:
-            publish(url, topic, body, headers=headers)
+    def foreign(self, url: str) -> Foreign:
+        def send(topic: str, body: bytes | None, headers: list[tuple[str, bytes]]) -> None:
+            # AMQP knows no message without a body.
+            publish(url, topic, body or b"", headers=headers)
 
         return send

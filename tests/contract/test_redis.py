@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import redis
@@ -10,12 +10,14 @@ import redis
 from reliable_mq.adapter import Adapter
 from reliable_mq.registry import open_adapter
 from reliable_mq.testing.contract import AdapterContract
-from reliable_mq.testing.contract.base import ContextFactory
+from reliable_mq.testing.contract.base import ContextFactory, Foreign
 from tests.brokers import Redis
 from tests.conftest import OwnServer
 
 
 class TestRedisContract(AdapterContract):
+    column = "redis"
+
     @pytest.fixture
     def broker(self, own_server: OwnServer, request: pytest.FixtureRequest) -> Redis | None:
         # A server of its own only where the test kills it: the others share one.
@@ -44,10 +46,11 @@ class TestRedisContract(AdapterContract):
         return f"redis://app:wrong-s3cret@{place}"
 
     @pytest.fixture
-    def foreign(self, url: str) -> Callable[[str, bytes, list[tuple[str, bytes]]], None]:
-        def publish(topic: str, body: bytes, headers: list[tuple[str, bytes]]) -> None:
-            words = [word for pair in headers for word in pair]
+    def foreign(self, url: str) -> Foreign:
+        def publish(topic: str, body: bytes | None, headers: list[tuple[str, bytes]]) -> None:
+            pairs = headers if body is None else [("body", body), *headers]
+            words = [word for pair in pairs for word in pair]
             with redis.Redis.from_url(url) as client:
-                client.execute_command("XADD", f"{{{topic}}}:0", "*", "body", body, *words)
+                client.execute_command("XADD", f"{{{topic}}}:0", "*", *words)
 
         return publish

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +16,12 @@ from reliable_mq.adapter import SENT, Refused
 from reliable_mq.testing.contract import readers, waiting
 from reliable_mq.testing.memory import adapter, broker, logs
 
-pytest_plugins = ["pytester"]
-
 _ROOT = Path(__file__).parents[2]
 _NAMES = {
     "adapter": adapter,
     "broker": broker,
     "logs": logs,
+    "socket": socket,
     "threading": threading,
     "SENT": SENT,
     "Refused": Refused,
@@ -246,6 +246,67 @@ BUGS = {
         logs.Logs._declare_topic = overwrite
         """,
         "declare_with_another_number_of_partitions",
+    ),
+    "a publish after close raises": Bug(
+        """
+        publish = adapter.MemoryAdapter.publish
+        def raise_when_closed(self, messages, timeout):
+            if self._closed:
+                raise RuntimeError("closed")
+            return publish(self, messages, timeout)
+        adapter.MemoryAdapter.publish = raise_when_closed
+        """,
+        "close_amid_publishes_leaves_none_of_them_without_its_outcome",
+    ),
+    "no body becomes the word null": Bug(
+        """
+        entry = broker.Entry
+        broker.Entry = lambda body, *rest: entry(body or b"null", *rest)
+        """,
+        "a_foreign_message_without_a_body_has_an_empty_one",
+    ),
+    "a member with something in flight gets nothing more": Bug(
+        """
+        take = logs.Logs.take
+        def one_after_the_other(self, member, limit):
+            flying = any(one.position > one.committed for one in member.owned.values())
+            return take(self, member, 0 if flying else limit)
+        logs.Logs.take = one_after_the_other
+        """,
+        "a_partition_that_is_held_up_does_not_hold_up_the_others",
+    ),
+    "balance goes on where the old owner stopped reading": Bug(
+        """
+        def give(self, owner):
+            self.owner, self.epoch = owner, self.epoch + 1
+        logs.Cursor.give = give
+        """,
+        "a_second_member_gets_its_share_without_a_gap",
+    ),
+    "a subscription that failed once stays broken": Bug(
+        """
+        receive = adapter.MemorySubscription.receive
+        def broken_for_good(self, limit, timeout):
+            if self.__dict__.get("broken"):
+                raise adapter.TransportError("broken")
+            self.broken = True
+            batch = receive(self, limit, timeout)
+            self.broken = False
+            return batch
+        adapter.MemorySubscription.receive = broken_for_good
+        """,
+        "a_subscription_goes_on_after_a_broker_that_was_stopped",
+    ),
+    "a socket stays behind": Bug(
+        """
+        left = []
+        subscribe = adapter.MemoryAdapter.subscribe
+        def with_a_socket(self, *arguments, **options):
+            left.append(socket.socket().detach())
+            return subscribe(self, *arguments, **options)
+        adapter.MemoryAdapter.subscribe = with_a_socket
+        """,
+        "opening_and_closing_again_and_again_leaves_no_socket_behind",
     ),
     "a thread stays behind": Bug(
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
 
@@ -19,6 +20,12 @@ from tests.conftest import OwnServer
 
 class OnSql(ContractBase):
     quiet = 0.5
+    notices_silence = False
+    without: ClassVar = {
+        "bad_credentials_url": "the database is the store's, credentials included",
+        "notices_silence": "the drivers wait for a silent database until it answers",
+        "foreign": "its tables are no interface for other programs",
+    }
 
     @pytest.fixture
     def adapter(self, context: ContextFactory) -> Iterator[Adapter]:
@@ -28,12 +35,17 @@ class OnSql(ContractBase):
 
 
 class TestSQLite(OnSql, AdapterContract):
+    column = "sql: SQLite"
+    without: ClassVar = {**OnSql.without, "broker": "a file has no server"}
+
     @pytest.fixture
     def database_url(self, sqlite_url: str) -> str:
         return sqlite_url
 
 
 class TestPostgreSQL(OnSql, AdapterContract):
+    column = "sql: PostgreSQL"
+
     @pytest.fixture(scope="class")
     @classmethod
     def database_url(cls, postgresql_server: Server) -> Iterator[str]:
@@ -42,6 +54,8 @@ class TestPostgreSQL(OnSql, AdapterContract):
 
 
 class TestMariaDB(OnSql, AdapterContract):
+    column = "sql: MariaDB"
+
     @pytest.fixture(scope="class")
     @classmethod
     def database_url(cls, mariadb_server: Server) -> Iterator[str]:
@@ -63,8 +77,10 @@ class OutageOnSql(OnSql, OutageContract):
 
 
 class TestPostgreSQLOutage(OutageOnSql):
+    column = "sql: PostgreSQL"
     kind = "postgresql"
 
 
 class TestMariaDBOutage(OutageOnSql):
+    column = "sql: MariaDB"
     kind = "mariadb"

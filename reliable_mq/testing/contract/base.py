@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -43,6 +43,14 @@ class BrokerControl(Protocol):
 
     def resume(self) -> None:
         """Let it go on."""
+        ...
+
+
+class Foreign(Protocol):
+    """Publishes without this library."""
+
+    def __call__(self, topic: str, body: bytes | None, headers: list[tuple[str, bytes]], /) -> None:
+        """Publish one message; *body* None: without one where the broker knows that, else empty."""
         ...
 
 
@@ -124,7 +132,7 @@ def require_capability(adapter: Adapter, name: str) -> None:
 
 
 def skip_without_hook(name: str) -> NoReturn:
-    """Skip the test because its hook was not overridden."""
+    """Skip the test because its hook was not overridden. ``ContractBase.without`` explains it."""
     pytest.skip(f"hook {name} not given")
 
 
@@ -134,9 +142,18 @@ class ContractBase:
     Required: the fixture ``adapter``, an open adapter on a broker where the suite may make
     topics; make it with ``context()``, so that it sees what the suite declares. Optional hooks:
     the fixtures ``url``, ``database_url``, ``client_options``, ``broker``,
-    ``bad_credentials_url`` and ``foreign``, and the attributes ``lease``, ``short_lease`` and
-    ``quiet``.
+    ``bad_credentials_url`` and ``foreign``, and the attributes ``lease``, ``short_lease``,
+    ``quiet``, ``notices_silence``, ``column`` and ``without``.
     """
+
+    notices_silence: ClassVar[bool] = True
+    """Whether ``receive`` returns in time while the broker is stopped and answers nothing."""
+
+    column: ClassVar[str] = ""
+    """The adapter's name in the matrix; without one the class's. Classes may share a column."""
+
+    without: ClassVar[Mapping[str, str]] = {}
+    """Hooks that cannot be given for this broker, each with the reason that the matrix shows."""
 
     lease: ClassVar[float] = 10.0
     """Seconds of ``AdapterContext.lease`` where nobody is meant to lose anything."""
@@ -181,8 +198,8 @@ class ContractBase:
         return None
 
     @pytest.fixture
-    def foreign(self) -> Callable[[str, bytes, list[tuple[str, bytes]]], None] | None:
-        """Return a function (topic, body, header pairs) that publishes without this library."""
+    def foreign(self) -> Foreign | None:
+        """Return what publishes without this library."""
         return None
 
     # --- made by the suite ---

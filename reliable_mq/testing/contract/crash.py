@@ -78,6 +78,27 @@ class CrashContract(ContractBase):
 
         wait_for(lambda: len(seen) == len(batch), "every message, at one of them", meanwhile=turn)
 
+    def test_a_stopped_member_settles_nothing_of_what_another_took_over(
+        self,
+        adapter: Adapter,
+        declare: Declare,
+        reader: OpenReader,
+        another: OpenAnother,
+        process: StartProcess,
+    ) -> None:
+        topic = declare(partitions=1)
+        send(adapter, numbered(topic, range(50)))
+        victim = process(topic)
+        victim.wait_for_deliveries(50)
+        victim.stop()
+        heir = reader(topic, adapter=another(lease=self.short_lease))
+        heir.take(50)
+        victim.resume()
+        victim.command("ack", "ack", meanwhile=heir.idle)
+        victim.command("close", "closed", meanwhile=heir.idle)
+        heir.close()
+        assert sorted(numbers_of(reader(topic).take(50))) == list(range(50))
+
     def test_a_killed_owner_is_followed_from_its_first_unacknowledged_in_order(
         self,
         adapter: Adapter,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -134,10 +137,39 @@ class LifecycleContract(ContractBase):
             "the end of the adapter's threads",
         )
 
+    def test_opening_and_closing_again_and_again_leaves_no_socket_behind(
+        self, declare: Declare, another: OpenAnother
+    ) -> None:
+        topic = declare()
+
+        def open_and_close() -> None:
+            adapter = another()
+            send(adapter, numbered(topic, range(2)))
+            consumer = adapter.subscribe([topic], GROUP, prefetch=10, ordered=False)
+            wait_for(lambda: consumer.receive(10, 1.0).deliveries, "a delivery")
+            consumer.close()
+            adapter.close()
+
+        open_and_close()
+        before = _open_sockets()
+        for _ in range(3):
+            open_and_close()
+        wait_for(lambda: _open_sockets() <= before, f"{before} open sockets, as after the first")
+
     def test_an_adapter_that_was_never_used_closes(self, another: OpenAnother) -> None:
         adapter = another()
         adapter.close()
         adapter.close()
+
+
+def _open_sockets() -> int:
+    """Return how many sockets this process has."""
+    found = 0
+    for descriptor in os.listdir("/dev/fd"):
+        # The listing's own descriptor is gone by now.
+        with contextlib.suppress(OSError):
+            found += stat.S_ISSOCK(os.fstat(int(descriptor)).st_mode)
+    return found
 
 
 def _at_once(calls: list[Callable[[], None]]) -> None:

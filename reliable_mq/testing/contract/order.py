@@ -21,6 +21,7 @@ from reliable_mq.testing.contract.ledger import Ledger
 from reliable_mq.testing.contract.messages import (
     key_of,
     message,
+    number_of,
     numbered,
     numbers_of,
     one_key_per_partition,
@@ -125,15 +126,52 @@ class OrderContract(ContractBase):
         topic = declare(partitions=8, ordered=True)
         keys = one_key_per_partition(8)
         for key in keys:
-            send(adapter, numbered(topic, range(60), key=key))
+            send(adapter, numbered(topic, range(75), key=key))
         ledger, first = Ledger(), reader(topic, ordered=True)
-        ledger.deliver(first, first.take(480))
+        taken = first.take(500)
+        ledger.deliver(first, taken)
+        done = [one for one in taken if number_of(one) < 10]
+        first.ack(done)
+        ledger.ack(done)
         second = reader(topic, ordered=True, adapter=another())
         _hold_until(
             lambda: bool(second.received), "a delivery to the second member", ledger, first, second
         )
-        ledger.drain([first, second], 480)
-        assert ledger.effects == {key: list(range(60)) for key in keys}
+        assert number_of(second.received[0]) == ledger.first_unacked(key_of(second.received[0]))
+        ledger.drain([first, second], 600)
+        assert ledger.effects == {key: list(range(75)) for key in keys}
+
+    def test_a_partition_that_is_held_up_does_not_hold_up_the_others(
+        self, adapter: Adapter, declare: Declare, reader: OpenReader
+    ) -> None:
+        topic = declare(partitions=4, ordered=True)
+        blocked, *others = one_key_per_partition(4)
+        consumer, ledger = reader(topic, ordered=True, prefetch=60), Ledger()
+        send(adapter, numbered(topic, range(40), key=blocked))
+        ledger.deliver(consumer, consumer.take(40))
+
+        def turn(*, release: bool) -> None:
+            ledger.deliver(consumer, consumer.step(timeout=0.1))
+            stuck = [one for one in consumer.held if key_of(one) == blocked]
+            done = [one for one in consumer.held if key_of(one) != blocked]
+            consumer.ack(done)
+            ledger.ack(done)
+            if release:
+                consumer.release(stuck[:1])
+
+        def work_on_the_others(numbers: range, *, release: bool) -> None:
+            for key in others:
+                send(adapter, numbered(topic, numbers, key=key))
+            wait_for(
+                lambda: ledger.acked_count() == len(others) * numbers.stop,
+                "the other partitions",
+                meanwhile=lambda: turn(release=release),
+            )
+
+        work_on_the_others(range(20), release=False)
+        work_on_the_others(range(20, 40), release=True)
+        ledger.drain([consumer], 160)
+        assert ledger.effects == {key: list(range(40)) for key in (blocked, *others)}
 
     def test_members_own_equal_shares_and_no_partition_together(
         self, adapter: Adapter, declare: Declare, reader: OpenReader, another: OpenAnother

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from itertools import count
+from typing import Self, TypeVar
 
 import pytest
 
@@ -134,6 +136,85 @@ class OutageContract(ContractBase):
         send_eventually(adapter, batch)
         arrived = _take_through_outage(reader(topic), 20)
         assert list(dict.fromkeys(arrived)) == list(range(20))
+
+    def test_what_was_confirmed_before_a_kill_amid_publishes_is_there(
+        self, adapter: Adapter, declare: Declare, reader: OpenReader, control: BrokerControl
+    ) -> None:
+        require_capability(adapter, "durable")
+        topic = declare(partitions=1)
+        with Publishing(adapter, topic) as publishing:
+            wait_for(lambda: len(publishing.confirmed) >= 200, "200 confirmed messages")
+            control.kill()
+            wait_for(lambda: publishing.unconfirmed, "a publish that fails")
+            control.restart()
+            before = len(publishing.confirmed)
+            wait_for(lambda: len(publishing.confirmed) > before, "a publish that succeeds again")
+        consumer = reader(topic, prefetch=10_000)
+        wait_for(
+            lambda: publishing.confirmed <= set(numbers_of(consumer.received)),
+            "what was confirmed",
+            meanwhile=consumer.step_through_outage,
+        )
+
+    def test_a_subscription_goes_on_after_a_broker_that_was_stopped(
+        self, adapter: Adapter, declare: Declare, reader: OpenReader, control: BrokerControl
+    ) -> None:
+        topic = declare(partitions=1)
+        send(adapter, numbered(topic, range(50)))
+        consumer = reader(topic, prefetch=20)
+        consumer.take(20)
+        control.pause()
+        end = threading.Timer(TIMEOUT, control.resume)
+        end.start()
+        seen: set[int] = set()
+        wait_for(
+            lambda: seen == set(range(50)),
+            "all 50 messages",
+            meanwhile=lambda: _ack_all(consumer, seen),
+        )
+        end.join()
+
+    def test_receive_returns_in_time_while_the_broker_is_stopped(
+        self, adapter: Adapter, declare: Declare, reader: OpenReader, control: BrokerControl
+    ) -> None:
+        if not self.notices_silence:
+            skip_without_hook("notices_silence")
+        topic = declare(partitions=1)
+        send(adapter, numbered(topic, range(50)))
+        consumer = reader(topic, prefetch=20)
+        consumer.take(20)
+        control.pause()
+        for _ in range(3):
+            _, took = _timed(consumer.step_through_outage)
+            assert took < TIMEOUT + GRACE
+
+
+class Publishing:
+    """Publishes numbered messages one after the other on a thread, until its block ends."""
+
+    def __init__(self, adapter: Adapter, topic: str) -> None:
+        self.confirmed: set[int] = set()
+        self.unconfirmed: set[int] = set()
+        self._adapter = adapter
+        self._topic = topic
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._publish, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _publish(self) -> None:
+        for start in count(0, 20):
+            if self._stop.is_set():
+                return
+            batch = numbered(self._topic, range(start, start + 20))
+            for number, outcome in enumerate(self._adapter.publish(batch, TIMEOUT), start):
+                (self.confirmed if outcome == SENT else self.unconfirmed).add(number)
 
 
 def send_eventually(adapter: Adapter, messages: Sequence[Message]) -> int:

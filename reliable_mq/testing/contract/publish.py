@@ -8,7 +8,17 @@ from datetime import UTC, datetime
 
 import pytest
 
-from reliable_mq.adapter import SENT, Adapter, GroupSpec, Refused, TopicSpec, Unroutable
+from reliable_mq.adapter import (
+    SENT,
+    Adapter,
+    GroupSpec,
+    Outcome,
+    Refused,
+    Sent,
+    TopicSpec,
+    Unknown,
+    Unroutable,
+)
 from reliable_mq.message import Message, new_message_id
 from reliable_mq.testing.contract.base import (
     GROUP,
@@ -16,6 +26,7 @@ from reliable_mq.testing.contract.base import (
     ContextFactory,
     ContractBase,
     Declare,
+    OpenAnother,
     OpenReader,
     fresh_name,
     require_capability,
@@ -30,6 +41,7 @@ from reliable_mq.testing.contract.messages import (
     numbered,
     numbers_of,
 )
+from reliable_mq.testing.contract.waiting import wait_for
 
 GRACE = 5.0
 """Seconds a publish may return later than its timeout, on a busy machine."""
@@ -210,3 +222,33 @@ class PublishContract(ContractBase):
         for delivery in reader(topic, prefetch=1000).take_only(320):
             arrived.setdefault(decoded(delivery).key, []).append(number_of(delivery))
         assert arrived == {f"key-{i}": list(range(40)) for i in range(8)}
+
+    def test_close_amid_publishes_leaves_none_of_them_without_its_outcome(
+        self, adapter: Adapter, declare: Declare, reader: OpenReader, another: OpenAnother
+    ) -> None:
+        topic, closing = declare(partitions=1), another()
+        outcomes, failures = list[Outcome](), list[BaseException]()
+
+        def publish() -> None:
+            try:
+                while not outcomes or outcomes[-1] == SENT:
+                    batch = numbered(topic, range(len(outcomes), len(outcomes) + 100))
+                    outcomes.extend(closing.publish(batch, PUBLISH_TIMEOUT))
+            except BaseException as error:  # noqa: BLE001 - shown by the main thread
+                failures.append(error)
+
+        thread = threading.Thread(target=publish)
+        thread.start()
+        wait_for(lambda: outcomes, "the first outcomes")
+        closing.close()
+        thread.join(2 * PUBLISH_TIMEOUT)
+        assert not thread.is_alive()
+        assert not failures
+        assert {type(outcome) for outcome in outcomes} == {Sent, Unknown}
+        confirmed = {number for number, outcome in enumerate(outcomes) if outcome == SENT}
+        consumer = reader(topic, prefetch=len(outcomes))
+        wait_for(
+            lambda: confirmed <= set(numbers_of(consumer.received)),
+            "what was confirmed",
+            meanwhile=consumer.step,
+        )

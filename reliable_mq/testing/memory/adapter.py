@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 from reliable_mq.adapter import (
@@ -11,11 +11,13 @@ from reliable_mq.adapter import (
     Capabilities,
     Finding,
     GroupSpec,
+    Handled,
     Outcome,
     Received,
     TopicSpec,
+    Unknown,
 )
-from reliable_mq.errors import ConfigurationError, TransportError
+from reliable_mq.errors import ConfigurationError, StaleDeliveryError, TransportError
 from reliable_mq.message import Message
 from reliable_mq.testing.memory.broker import MemoryBroker
 from reliable_mq.testing.memory.logs import Member
@@ -35,9 +37,10 @@ def open_adapter(url: str, context: AdapterContext) -> MemoryAdapter:
 class MemorySubscription:
     """One member of a group. What it owns is the broker's to change."""
 
-    def __init__(self, broker: MemoryBroker, member: Member) -> None:
+    def __init__(self, broker: MemoryBroker, member: Member, limit: int) -> None:
         self._broker = broker
         self._member = member
+        self._limit = limit
         self._closed = False
 
     def receive(self, limit: int, timeout: float) -> Batch:
@@ -50,6 +53,12 @@ class MemorySubscription:
         """Commit what is contiguous, at once."""
         if not self._closed:
             self._broker.ack(self._member, deliveries)
+
+    def commit(self, handled: Sequence[Handled]) -> Mapping[int, str]:
+        """See ``TransactionalSubscription.commit``."""
+        if self._closed:
+            raise StaleDeliveryError("this subscription is closed")
+        return self._broker.commit(self._member, handled, self._limit)
 
     def flush(self) -> None:
         """Nothing to do: an acknowledgement is applied when ``ack`` returns."""
@@ -75,13 +84,14 @@ class MemoryAdapter:
     """A connection to a :class:`MemoryBroker`, which is its attribute ``broker``."""
 
     name = "memory"
-    capabilities = Capabilities(durable=False, log=True)
+    capabilities = Capabilities(durable=False, log=True, transactions=True)
 
     def __init__(self, url: str, broker: MemoryBroker, context: AdapterContext) -> None:
         self.url = url
         self.broker = broker
         self._limit = context.max_message_bytes
         self._subscriptions: list[MemorySubscription] = []
+        self._closed = False
 
     def declare(self, topics: Sequence[TopicSpec], groups: Sequence[GroupSpec]) -> None:
         """See ``Adapter.declare``."""
@@ -89,15 +99,24 @@ class MemoryAdapter:
 
     def publish(self, messages: Sequence[Message], timeout: float) -> list[Outcome]:
         """Store *messages* at once, in one step that no receiver sees half of."""
+        if self._closed:
+            return [Unknown("the adapter is closed")] * len(messages)
         return self.broker.publish(messages, self._limit)
 
     def subscribe(
         self, topics: Sequence[str], group: str, *, prefetch: int, ordered: bool
     ) -> MemorySubscription:
         """See ``Adapter.subscribe``; ordered or not, a partition has one owner."""
-        subscription = MemorySubscription(self.broker, Member(tuple(topics), group, prefetch))
+        member = Member(tuple(topics), group, prefetch)
+        subscription = MemorySubscription(self.broker, member, self._limit)
         self._subscriptions.append(subscription)
         return subscription
+
+    def subscribe_transactional(
+        self, topics: Sequence[str], group: str, *, prefetch: int
+    ) -> MemorySubscription:
+        """See ``TransactionalAdapter``."""
+        return self.subscribe(topics, group, prefetch=prefetch, ordered=True)
 
     def lag(self, topic: str, group: str) -> int:
         """See ``Adapter.lag``."""
@@ -113,5 +132,6 @@ class MemoryAdapter:
 
     def close(self) -> None:
         """Close the subscriptions. The broker keeps its messages."""
+        self._closed = True
         for subscription in self._subscriptions:
             subscription.close()

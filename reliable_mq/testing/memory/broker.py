@@ -12,6 +12,7 @@ from reliable_mq.adapter import (
     SENT,
     Batch,
     GroupSpec,
+    Handled,
     Outcome,
     Received,
     Refused,
@@ -19,7 +20,7 @@ from reliable_mq.adapter import (
     Unknown,
     Unroutable,
 )
-from reliable_mq.errors import TransportError
+from reliable_mq.errors import StaleDeliveryError, TransportError
 from reliable_mq.message import Message
 from reliable_mq.testing.memory.logs import Cursor, Entry, Logs, Member
 
@@ -180,6 +181,22 @@ class MemoryBroker:
         if applied is not None:
             raise TransportError("the memory broker lost an acknowledgement, as told")
 
+    def commit(self, member: Member, handled: Sequence[Handled], limit: int) -> Mapping[int, str]:
+        """See ``TransactionalSubscription.commit``. Told faults of publishes do not apply."""
+        with self._changed:
+            self._check_up()
+            for one in handled:
+                if _epoch(member.owned, one.delivery.partition) != one.delivery.epoch:
+                    raise StaleDeliveryError(f"{one.delivery.partition} is not owned any more")
+            refused = self._refused_outputs(handled, limit)
+            if not refused:
+                for message in (message for one in handled for message in one.outputs):
+                    self._store(message)
+                for one in handled:
+                    self._logs.ack(member, one.delivery)
+                self._changed.notify_all()
+            return refused
+
     def release(self, member: Member, deliveries: Sequence[Received]) -> None:
         """Take the partitions of *deliveries* from *member*, where it owns them under the epoch."""
         with self._changed:
@@ -234,6 +251,14 @@ class MemoryBroker:
         if self._unknown:
             return Unknown("the memory broker lost the reply, as told"), self._unknown.pop(0)
         return SENT, True
+
+    def _refused_outputs(self, handled: Sequence[Handled], limit: int) -> dict[int, str]:
+        refused: dict[int, str] = {}
+        for index, message in ((i, m) for i, one in enumerate(handled) for m in one.outputs):
+            if len(message.body) > limit or message.topic in self._refused:
+                refused[index] = f"topic {message.topic!r} refuses an output"
+            self._logs.topic(message.topic)
+        return refused
 
     def _store(self, message: Message) -> None:
         self._published.append(message)
