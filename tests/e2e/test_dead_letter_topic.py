@@ -32,7 +32,9 @@ def test_a_handler_reads_the_dead_letters_of_another_group_with_their_origin(
     assert (copy.body, copy.key) == (dead.message.body, "k")
     assert copy.id != "order-7", "it is a message of its own"
     assert copy.headers["who"] == "shop"
-    origin = {name: value for name, value in copy.headers.items() if name.startswith("reliable-mq-")}
+    origin = {
+        name: value for name, value in copy.headers.items() if name.startswith("reliable-mq-")
+    }
     assert origin | {"reliable-mq-origin-died-at": ""} == {
         "reliable-mq-origin-id": "order-7",
         "reliable-mq-origin-topic": unique,
