@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from sqlalchemy import MetaData
 
 from reliable_mq import operations
-from reliable_mq.adapter import Refused, Sent
+from reliable_mq.adapter import Refused, Sent, TopicSpec
 from reliable_mq.consumer.lanes import AnyContext
+from reliable_mq.consumer.outputs import collector
 from reliable_mq.consumer.reports import QUIET
 from reliable_mq.declaring import (
     TopicBook,
@@ -141,6 +142,11 @@ class ReliableMQ:
         """The handlers registered so far."""
         return tuple(self._handlers)
 
+    @property
+    def topics(self) -> Mapping[str, TopicSpec]:
+        """The topics of :meth:`topic` and of the handlers' dead letters so far, by name."""
+        return self._topics
+
     # --- declaring what there is ----------------------------------------------------------------
 
     @overload
@@ -265,6 +271,7 @@ class ReliableMQ:
             async_driver_available=self._runtime.store.require_async,
             **options,
         )
+        self._check_transactions(spec)
         self._handlers.add(spec)
         topic = options["topic"]
         if isinstance(topic, Topic):
@@ -274,6 +281,15 @@ class ReliableMQ:
                 self._settings.dead_letter.topic_for(spec.topic, spec.group)
             )
         self._runtime.declared = False
+
+    def _check_transactions(self, spec: HandlerSpec) -> None:
+        adapter = self._runtime.adapter
+        if spec.guarantee is Guarantee.EXACTLY_ONCE and not adapter.capabilities.transactions:
+            raise ConfigurationError(
+                f"handler {spec.call.name}: guarantee 'exactly-once' needs a broker that stores "
+                f"outputs and acknowledgements in one transaction, and the adapter "
+                f"{adapter.name!r} cannot: use 'effectively-once', or a broker_url of Kafka"
+            )
 
     def around(
         self, function: Callable[[Delivery], AnyContext]
@@ -305,6 +321,7 @@ class ReliableMQ:
             specs = self.handlers
             runtime.store.create(instance=runtime.instance)
             operations.declare_groups(runtime.store, specs)
+            operations.check_nothing_waits(runtime.store, specs)
             topics = topics_to_declare(self._topics, specs)
             runtime.adapter.declare(topics, groups_to_declare(specs))
             bound = runtime.adapter.redelivery_bound([spec.topic for spec in specs])
@@ -383,6 +400,9 @@ class ReliableMQ:
         messages of one key are sent in the order of their commits. *message_id* is the
         idempotency key: consumers apply one id once. The payload is encoded at once.
 
+        Inside a handler with ``guarantee="exactly-once"``, without *session*, the message goes
+        into the transaction of the delivery instead.
+
         Raises :class:`NoTransactionError`, :class:`InvalidMessageError`, and
         :class:`ConfigurationError` where the session's database has no outbox of ours.
         """
@@ -391,6 +411,11 @@ class ReliableMQ:
         return message
 
     def _store_message(self, message: Message, session: AnySession | None) -> None:
+        runtime = self._runtime
+        outputs = collector(runtime.store, runtime.instance) if session is None else None
+        if outputs is not None:
+            outputs.append(message)
+            return
         target = session if session is not None else current.required(self._runtime.store)
         outbox.append(self._runtime.store, target, message)
 

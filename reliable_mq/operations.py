@@ -9,14 +9,15 @@ from sqlalchemy import Connection, func, select
 
 from reliable_mq.adapter import Adapter
 from reliable_mq.consumer.retry_loop import SLOT_NAMES, lease_kind
-from reliable_mq.errors import ReliableMQError, TransportError
-from reliable_mq.handlers import HandlerSpec
+from reliable_mq.errors import ConfigurationError, ReliableMQError, TransportError
+from reliable_mq.handlers import Guarantee, HandlerSpec
 from reliable_mq.redaction import redact_url
 from reliable_mq.status import GroupStatus, Status
 from reliable_mq.store import Store
 from reliable_mq.store.dead_letters import DeadLetters, StoredDeadLetter
 from reliable_mq.store.leases import ensure_leases
 from reliable_mq.store.outbox.held import outbox_status
+from reliable_mq.store.retries import Retries
 
 log = logging.getLogger("reliable_mq")
 
@@ -28,6 +29,22 @@ def declare_groups(store: Store, specs: Iterable[HandlerSpec]) -> None:
     with store.transaction() as connection:
         for spec in specs:
             ensure_leases(connection, store, lease_kind(spec.topic, spec.group), SLOT_NAMES)
+
+
+def check_nothing_waits(store: Store, specs: Iterable[HandlerSpec]) -> None:
+    """Raise where messages wait in the store for a handler that would never look there."""
+    retries = Retries(store)
+    with store.engine.connect() as connection:
+        for spec in specs:
+            if spec.guarantee is not Guarantee.EXACTLY_ONCE:
+                continue
+            waiting = retries.count(connection, spec.group, spec.topic)
+            if waiting:
+                raise ConfigurationError(
+                    f"handler {spec.call.name}: {waiting} messages of {spec.topic}/{spec.group} "
+                    "wait in the database for a retry, which guarantee 'exactly-once' does not "
+                    "do: let them end under 'effectively-once' first"
+                )
 
 
 def known_groups(connection: Connection, store: Store) -> set[tuple[str, str]]:

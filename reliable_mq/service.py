@@ -8,10 +8,14 @@ import re
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import cast
 
 from sqlalchemy.exc import DBAPIError
 
 from reliable_mq import events as ev
+from reliable_mq.adapter import TransactionalAdapter
+from reliable_mq.consumer.exactly_once import ExactlyOnceProcessor
+from reliable_mq.consumer.exactly_once_group import ExactlyOnceConsumer
 from reliable_mq.consumer.group import GroupConsumer
 from reliable_mq.consumer.lanes import AnyContext, AsyncLane, Lane, SyncLane
 from reliable_mq.consumer.processor import Processor
@@ -19,7 +23,7 @@ from reliable_mq.consumer.reports import QUIET
 from reliable_mq.consumer.retry_loop import RetryLoop
 from reliable_mq.durations import seconds
 from reliable_mq.errors import ReliableMQError, TransportError
-from reliable_mq.handlers import HandlerSpec
+from reliable_mq.handlers import Guarantee, HandlerSpec
 from reliable_mq.message import Delivery
 from reliable_mq.relay import Relay
 from reliable_mq.runtime import Runtime
@@ -69,7 +73,7 @@ class Service:
         self.relay = self._make_relay() if relay else None
         self._relay_thread: threading.Thread | None = None
         self.consumers = [self._make_consumer(spec) for spec in specs]
-        self.retries = self._make_retries() if self.consumers else None
+        self.retries = self._make_retries()
         self._looker = Retries(runtime.store)
         self._starting = threading.Lock()
         self._started = False
@@ -93,6 +97,8 @@ class Service:
         )
 
     def _make_consumer(self, spec: HandlerSpec) -> GroupConsumer:
+        if spec.guarantee is Guarantee.EXACTLY_ONCE:
+            return self._make_exactly_once(spec)
         processor = Processor(
             spec,
             store=self._runtime.store,
@@ -110,6 +116,27 @@ class Service:
             stop=self._stop,
         )
 
+    def _make_exactly_once(self, spec: HandlerSpec) -> GroupConsumer:
+        runtime = self._runtime
+        processor = ExactlyOnceProcessor(
+            spec,
+            store=runtime.store,
+            settings=self._settings,
+            events=self._events,
+            lane=self._lane(spec),
+            around=self._around,
+            application=self._application,
+            instance=runtime.instance,
+            clock=runtime.clock,
+        )
+        return ExactlyOnceConsumer(
+            processor,
+            adapter=cast(TransactionalAdapter, runtime.adapter),
+            settings=self._settings,
+            events=self._events,
+            stop=self._stop,
+        )
+
     def _lane(self, spec: HandlerSpec) -> Lane:
         if not spec.call.is_async:
             return SyncLane(self._runtime.store, self._stop)
@@ -119,9 +146,12 @@ class Service:
             self._loop = self._own_loop.loop
         return AsyncLane(self._runtime.store, self._stop, self._loop)
 
-    def _make_retries(self) -> RetryLoop:
+    def _make_retries(self) -> RetryLoop | None:
+        consumers = [c for c in self.consumers if c.spec.guarantee is not Guarantee.EXACTLY_ONCE]
+        if not consumers:
+            return None
         loop = RetryLoop(
-            self.consumers,
+            consumers,
             store=self._runtime.store,
             settings=self._settings,
             events=self._events,
@@ -129,7 +159,7 @@ class Service:
             instance=self._runtime.instance,
             stop=self._stop,
         )
-        for consumer in self.consumers:
+        for consumer in consumers:
             consumer.on_waiting = loop.wake
         return loop
 

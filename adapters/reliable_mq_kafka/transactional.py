@@ -135,6 +135,9 @@ class TransactionalSubscription(KafkaSubscription):
         offsets = {one: one.watermark or 0 for one in dirty}
         try:
             self._run(intake, [], offsets)
+            for one, offset in offsets.items():
+                one.was_offered()
+                one.was_committed(offset)
         except ReliableMQError as error:
             # Nothing waits for it, and it is tried again; what lasts is told by the next commit.
             log.debug("offsets without outputs are not committed yet: %s", error)
@@ -153,6 +156,7 @@ class TransactionalSubscription(KafkaSubscription):
             for one, numbers in done.items():
                 for number in numbers:
                     one.ack(number)
+                one.was_offered()
                 one.was_committed(offsets[one])
         return refused
 

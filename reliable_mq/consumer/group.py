@@ -6,14 +6,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from reliable_mq import events as ev
-from reliable_mq.adapter import Adapter, Batch, Received, Subscription
+from reliable_mq.adapter import Adapter, Batch, Lost, Received, Subscription
 from reliable_mq.consumer.ack_first import AHEAD, AckFirst
 from reliable_mq.consumer.batches import BatchProcessor
 from reliable_mq.consumer.items import Again, Ended, Item, Result, Work, make_item
+from reliable_mq.consumer.lanes import Lane
 from reliable_mq.consumer.processor import Processor
-from reliable_mq.consumer.reports import QUIET
+from reliable_mq.consumer.reports import QUIET, Reporter
 from reliable_mq.consumer.scheduler import Scheduler
 from reliable_mq.durations import seconds
 from reliable_mq.errors import ReliableMQError
@@ -32,12 +34,32 @@ SLICE = 0.05
 """Seconds after which a worker hands back what it has not begun, so that a stop is prompt."""
 
 
+class DeliveryProcessor(Protocol):
+    """Brings deliveries to their ends: how, is the handler's guarantee."""
+
+    spec: HandlerSpec
+    lane: Lane
+    reporter: Reporter
+
+    def process(self, item: Item) -> Result:
+        """Bring a delivery to an end, or say when to start it again. Never raises."""
+        ...
+
+    def process_waiting(self, waiting: Waiting) -> Result:
+        """Bring a retry row one hand-over further. Never raises."""
+        ...
+
+    def next_of_key(self, waiting: Waiting) -> Waiting | None:
+        """Return the row to go on with after *waiting* ended, if there is one."""
+        ...
+
+
 class GroupConsumer:
     """Everything one process does for one (topic, group) with deliveries from the broker."""
 
     def __init__(
         self,
-        processor: Processor,
+        processor: DeliveryProcessor,
         *,
         adapter: Adapter,
         settings: Settings,
@@ -53,7 +75,7 @@ class GroupConsumer:
             transaction_size=spec.transaction_size,
         )
         self._batches: BatchProcessor | None = None
-        if spec.transaction_size > 1:
+        if isinstance(processor, Processor) and spec.transaction_size > 1:
             self._batches = BatchProcessor(processor, stopped=lambda: self.scheduler.stopped)
         self._adapter = adapter
         self._events = events
@@ -196,8 +218,7 @@ class GroupConsumer:
         trouble = self._try_to_acknowledge(subscription)
         room = self._room()
         # Also after an acknowledgement failed: it is here that the client connects again.
-        waiting = self._ack_first is not None and self._ack_first.ready
-        batch = subscription.receive(room, 0.0 if waiting or not room else RECEIVE_TIMEOUT)
+        batch = subscription.receive(room, self._patience() if room else 0.0)
         self._accept(batch)
         self._keep_alive(subscription)
         if trouble is not None:
@@ -205,6 +226,11 @@ class GroupConsumer:
         if not room:
             # What ends makes room; the broker is served again soon in any case.
             self.scheduler.finished_event.wait(RECEIVE_TIMEOUT)
+
+    def _patience(self) -> float:
+        """Return how long to wait for deliveries, in seconds."""
+        waiting = self._ack_first is not None and self._ack_first.ready
+        return 0.0 if waiting else RECEIVE_TIMEOUT
 
     def _room(self) -> int:
         if self._store_down or self.paused:
@@ -220,10 +246,14 @@ class GroupConsumer:
             self._ack_first.take(batch.deliveries)
             return
         if batch.lost:
-            dropped = self.scheduler.drop(batch.lost)
+            dropped = self._drop(batch.lost)
             log.debug("%s/%s: lost %s, %d dropped", self.spec.topic, self.spec.group,
                       [lost.partition for lost in batch.lost], dropped)  # fmt: skip
         self._put(batch.deliveries)
+
+    def _drop(self, lost: Sequence[Lost]) -> int:
+        """Forget what is lost; return how much of it waited."""
+        return self.scheduler.drop(lost)
 
     def _put(self, deliveries: Sequence[Received]) -> None:
         if deliveries:
@@ -287,13 +317,21 @@ class GroupConsumer:
             self._serve_until(lambda: not self.scheduler.held_count, subscription, deadline)
         self.scheduler.stop()
         self._serve_until(lambda: not self.scheduler.working, subscription, deadline)
-        if self._ack_first is None:
-            self.left = self.scheduler.left
-        else:
-            self.lost = self.scheduler.left
         if subscription is not None:
-            self._serve(subscription)
+            self._serve_last(subscription, deadline)
+        if self._ack_first is None:
+            self.left = self._left()
+        else:
+            self.lost = self._left()
+        if subscription is not None:
             subscription.close()
+
+    def _serve_last(self, subscription: Subscription, deadline: float) -> None:
+        """Acknowledge what ended, for the last time."""
+        self._serve(subscription)
+
+    def _left(self) -> int:
+        return self.scheduler.left
 
     def _serve_until(
         self, done: Callable[[], bool], subscription: Subscription | None, deadline: float
@@ -310,7 +348,7 @@ class GroupConsumer:
                 self._acknowledge(subscription)
             batch = subscription.receive(0, 0.0)
             if self._ack_first is None:
-                self.scheduler.drop(batch.lost)
+                self._drop(batch.lost)
             self._keep_alive(subscription)
         except ReliableMQError as error:
             log.debug("while stopping: %r", error)

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from reliable_mq.adapter import Received
 from reliable_mq.message import Delivery, Message
 from reliable_mq.retry import Decision
 from reliable_mq.store.retries import Waiting
 from reliable_mq.wire import Limits, RawHeaders, decode
+
+if TYPE_CHECKING:
+    from reliable_mq.consumer.ledger import Progress
 
 OVERHEAD = 512
 """Bytes that a waiting delivery costs beside its body and headers, roughly."""
@@ -42,6 +45,8 @@ class Item:
     """How often in a row it met a deadlock, a lock or a store that is down."""
     failed: Failed | None = None
     """Of an at-most-once handler: it ran, and must not run again; the failure is to be kept."""
+    progress: Progress | None = None
+    """Of an exactly-once handler: how far it is, which only this process knows."""
 
     def delivery(self, group: str, attempt: int) -> Delivery:
         """Return what the handler sees of attempt number *attempt*."""

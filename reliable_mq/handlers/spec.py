@@ -35,7 +35,7 @@ class Guarantee(StrEnum):
     """The default: its effects in the database are committed once, together with the record."""
 
     EXACTLY_ONCE = "exactly-once"
-    """Kafka to Kafka inside one Kafka transaction; not available yet."""
+    """Kafka to Kafka: what it publishes and the end of its delivery are one Kafka transaction."""
 
 
 GuaranteeName: TypeAlias = Literal[
@@ -102,7 +102,7 @@ def build_handler(
         guarantee=chosen,
         timeout=_timeout(call, timeout),
     )
-    _check_together(spec)
+    _check_together(spec, settings)
     if settings.dead_letter.publish:
         settings.dead_letter.topic_for(spec.topic, spec.group)
     if call.is_async:
@@ -179,12 +179,12 @@ def _timeout(call: HandlerCall, timeout: float | timedelta | None) -> float | No
     return limit
 
 
-def _check_together(spec: HandlerSpec) -> None:
+def _check_together(spec: HandlerSpec, settings: Settings) -> None:
     guarantee = spec.guarantee
-    if guarantee is Guarantee.EXACTLY_ONCE:
-        raise handler_error(spec.call.name, _why_not_exactly_once(spec))
     if guarantee is Guarantee.EFFECTIVELY_ONCE:
         return
+    if guarantee is Guarantee.EXACTLY_ONCE:
+        _check_exactly_once(spec, settings)
     for option, wanted in (
         ("ordered=True", spec.ordered),
         (f"transaction_size={spec.transaction_size}", spec.transaction_size > 1),
@@ -197,14 +197,20 @@ def _check_together(spec: HandlerSpec) -> None:
             )
 
 
-def _why_not_exactly_once(spec: HandlerSpec) -> str:
+def _check_exactly_once(spec: HandlerSpec, settings: Settings) -> None:
     if spec.call.database:
         asked = " and ".join(source.value for source in spec.call.database)
-        return (
+        raise handler_error(
+            spec.call.name,
             f"guarantee 'exactly-once' covers Kafka, not the database, but it asks for {asked}: "
-            "use 'effectively-once'"
+            "use 'effectively-once'",
         )
-    return "guarantee 'exactly-once' is not available yet: use 'effectively-once'"
+    if not settings.dead_letter.publish:
+        raise handler_error(
+            spec.call.name,
+            "guarantee 'exactly-once' keeps its dead letters in their topic alone, and "
+            "dead_letter.publish is off: switch it on, or use 'effectively-once'",
+        )
 
 
 class HandlerRegistry:

@@ -155,10 +155,21 @@ def test_at_least_once_has_the_policy_of_the_settings():
     assert built(guarantee="at-least-once").retry == SETTINGS.retry
 
 
-def test_exactly_once_is_not_available_yet():
-    assert "'exactly-once' is not available yet: use 'effectively-once'" in refusal(
-        count, guarantee=Guarantee.EXACTLY_ONCE
-    )
+def test_exactly_once_has_the_policy_of_the_settings():
+    spec = built(count, guarantee=Guarantee.EXACTLY_ONCE)
+    assert (spec.guarantee, spec.retry) == (Guarantee.EXACTLY_ONCE, SETTINGS.retry)
+
+
+@pytest.mark.parametrize("option", [{"ordered": True}, {"transaction_size": 2}])
+def test_exactly_once_does_not_go_with_what_needs_the_database(option):
+    text = refusal(count, guarantee="exactly-once", **option)
+    assert "needs guarantee 'effectively-once', not 'exactly-once'" in text
+
+
+def test_exactly_once_needs_the_dead_letter_topic():
+    settings = SETTINGS.replace(dead_letter=DeadLetterSettings(publish=False))
+    text = refusal(count, guarantee="exactly-once", settings=settings)
+    assert "dead_letter.publish is off: switch it on" in text
 
 
 @pytest.mark.parametrize(
