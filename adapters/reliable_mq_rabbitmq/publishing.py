@@ -133,6 +133,7 @@ class ConfirmChannel:
         self._client = connection.opened()
         self._run: Run | None = None
         self._selected = False
+        self._refused = False
         self._count = 0
         self._channel = self._client.channel(on_open_callback=self._on_open)
         self._channel.add_on_close_callback(self._on_close)
@@ -175,9 +176,15 @@ class ConfirmChannel:
         return range(first, self._count + 1)
 
     def release(self) -> None:
-        """Take another run, sooner or later."""
+        """Take another run, sooner or later.
+
+        Not after a nack: a channel that met a quorum queue while its leader was dead may go on
+        asking the dead node, and be refused for ever, when there is a new leader since long.
+        """
         self._run = None
-        if self._channel.is_open and self._selected:
+        if self._refused:
+            self.close()
+        elif self._channel.is_open and self._selected:
             self._connection.keep(self)
 
     def close(self) -> None:
@@ -196,7 +203,9 @@ class ConfirmChannel:
     def _on_confirm(self, frame: Any) -> None:
         method = frame.method
         if self._run is not None:
-            outcome = _NACKED if method.NAME == "Basic.Nack" else SENT
+            refused = method.NAME == "Basic.Nack"
+            self._refused |= refused
+            outcome = _NACKED if refused else SENT
             self._run.confirmed(method.delivery_tag, method.multiple, outcome)
             self.pump()
 
