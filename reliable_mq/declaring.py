@@ -64,7 +64,9 @@ def _merged(known: TopicSpec, new: TopicSpec) -> TopicSpec:
     )
 
 
-def topics_to_declare(book: TopicBook, specs: Iterable[HandlerSpec]) -> list[TopicSpec]:
+def topics_to_declare(
+    book: Mapping[str, TopicSpec], specs: Iterable[HandlerSpec]
+) -> list[TopicSpec]:
     """Return the topics of ``topic()``, of the handlers, and their dead-letter topics."""
     wanted = {name: book[name] for name in book}
     for spec in specs:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
 from typer.core import TyperGroup
 
-from reliable_mq.cli import dlq, outbox, schema, serving
+from reliable_mq.cli import dlq, doctor, outbox, schema, serving
 from reliable_mq.cli.choosing import Json
 from reliable_mq.cli.output import fail, print_json, say, show_status
 from reliable_mq.cli.targets import AppOption, open_target
@@ -60,6 +60,7 @@ app.command()(serving.run)
 app.command()(serving.relay)
 app.command()(serving.consume)
 app.command()(serving.declare)
+app.command()(doctor.doctor)
 
 
 def _show_version(wanted: bool) -> None:

@@ -79,6 +79,11 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     _print_table(columns, ([_cut(cell(value)) for value in row] for row in rows))
 
 
+def print_uncut(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows, each cell a single line that is folded where the terminal ends."""
+    _print_table(columns, ([cell(value) for value in row] for row in rows))
+
+
 def print_fields(fields: Iterable[tuple[str, object]]) -> None:
     """Print one record, a field a row, uncut."""
     _print_table(("field", "value"), ([name, cell(value)] for name, value in fields))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Dialect, Table, UniqueConstraint, inspect
 from sqlalchemy.schema import CreateIndex, CreateTable
@@ -13,6 +13,13 @@ from reliable_mq.errors import ConfigurationError
 from reliable_mq.store.tables import Tables
 
 _Columns = tuple[str, ...]
+
+
+class Difference(NamedTuple):
+    """What the database lacks, for a person. Without a plain index it is slow, and right."""
+
+    text: str
+    is_index: bool = False
 
 
 def create_missing(connection: Connection, tables: Tables) -> None:
@@ -36,15 +43,15 @@ def create_missing(connection: Connection, tables: Tables) -> None:
                 index.create(connection)
 
 
-def differences(connection: Connection, tables: Tables) -> list[str]:
-    """Return, for a person, each table, column and index that the database lacks."""
+def differences(connection: Connection, tables: Tables) -> list[Difference]:
+    """Return each table, column, key and index that the database lacks."""
     existing = _Existing(connection, tables)
-    found: list[str] = []
+    found: list[Difference] = []
     for table in tables.all():
         if table.name not in existing.columns:
-            found.append(f"table {table.fullname} is missing")
+            found.append(Difference(f"table {table.fullname} is missing"))
         else:
-            found.extend(existing.missing_columns(table))
+            found.extend(Difference(text) for text in existing.missing_columns(table))
             found.extend(existing.missing_indexes(table))
     return found
 
@@ -107,13 +114,14 @@ class _Existing:
             if column.name not in self.columns[table.name]:
                 yield f"column {table.fullname}.{column.name} is missing"
 
-    def missing_indexes(self, table: Table) -> Iterator[str]:
+    def missing_indexes(self, table: Table) -> Iterator[Difference]:
         """Yield each of our keys and indexes that the table lacks, whatever their names."""
         unique = self._unique[table.name]
         indexed = unique | {columns for columns, _ in self._indexes.get(table.name, {}).values()}
         for what, columns, is_unique in _wanted(table):
             if columns not in (unique if is_unique else indexed):
-                yield f"{what} on {table.fullname}({', '.join(columns)}) is missing"
+                text = f"{what} on {table.fullname}({', '.join(columns)}) is missing"
+                yield Difference(text, not is_unique)
 
 
 def _wanted(table: Table) -> Iterator[tuple[str, _Columns, bool]]:

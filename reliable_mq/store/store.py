@@ -136,7 +136,7 @@ class Store:
     def check(self) -> list[str]:
         """Return how the database differs from what :meth:`create` makes; empty: not at all."""
         with self.engine.connect() as connection:
-            found = differences(connection, self.tables)
+            found = [one.text for one in differences(connection, self.tables)]
             if any(self.tables.version.fullname in text for text in found):
                 return found
             version = read_version(connection, self.tables.version)

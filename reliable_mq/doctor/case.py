@@ -1,0 +1,42 @@
+"""What is examined: settings, store, topics and handlers of one application."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from reliable_mq.adapter import TopicSpec
+from reliable_mq.handlers import HandlerSpec
+from reliable_mq.settings import Settings
+from reliable_mq.store import Store
+
+GroupKey = tuple[str, str]
+
+LONG = 60.0
+"""Seconds after which what should move by itself counts as standing still."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One application. Without handlers nothing is said about which groups should be there."""
+
+    settings: Settings
+    store: Store
+    topics: Mapping[str, TopicSpec]
+    handlers: Mapping[GroupKey, HandlerSpec]
+
+    @property
+    def connections(self) -> int:
+        """How many database connections one process with these handlers may use at a time."""
+        workers = sum(spec.concurrency for spec in self.handlers.values())
+        return workers + len(self.handlers) + _OWN_CONNECTIONS
+
+
+_OWN_CONNECTIONS = 4
+"""Relay, its leases, the retries, and who listens for new messages."""
+
+
+def group_name(key: GroupKey) -> str:
+    """Return how findings name a group."""
+    topic, group = key
+    return f"group {group} of topic {topic}"
