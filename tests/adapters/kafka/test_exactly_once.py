@@ -229,12 +229,16 @@ def test_two_processes_that_are_killed_again_and_again_leave_each_output_once(
     running = [copying.start(), copying.start()]
     for turn in range(4):
         copying.send(40)
-        before = len(copying.outputs())
-        until(lambda least=before: len(copying.outputs()) > least, running[turn % 2].said)
+        _wait_for_more(copying, running[turn % 2])
         running[turn % 2].end()
         running[turn % 2] = copying.start()
     copying.send(40)
     copying.check()
+
+
+def _wait_for_more(copying: Copying, running: Program) -> None:
+    before = len(copying.outputs())
+    until(lambda: len(copying.outputs()) > before, running.said)
 
 
 # --- fencing --------------------------------------------------------------------------------------
