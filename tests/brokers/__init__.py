@@ -17,6 +17,7 @@ from .postgresql import PostgreSQL
 from .rabbitmq import RabbitMQ
 from .rabbitmq_cluster import RabbitMQCluster
 from .redis import Redis
+from .redis_cluster import RedisCluster, RedisSentinels
 
 __all__ = [
     "CLUSTERS",
@@ -30,6 +31,8 @@ __all__ = [
     "RabbitMQ",
     "RabbitMQCluster",
     "Redis",
+    "RedisCluster",
+    "RedisSentinels",
     "Server",
     "ServerFailed",
     "ServerMissing",
@@ -42,7 +45,9 @@ KINDS: Mapping[str, type[Server]] = {
     kind.kind: kind for kind in (Kafka, RabbitMQ, Redis, PostgreSQL, MariaDB)
 }
 
-CLUSTERS: Mapping[str, type[Server]] = {kind.kind: kind for kind in (KafkaCluster, RabbitMQCluster)}
+CLUSTERS: Mapping[str, type[Server]] = {
+    kind.kind: kind for kind in (KafkaCluster, RabbitMQCluster, RedisCluster, RedisSentinels)
+}
 """Several nodes each, started only where they are asked for by name."""
 
 
