@@ -28,6 +28,7 @@ _LACKS = {
     "detects_unroutable": "a publish to a topic that nobody declared is not noticed",
     "stable_position": "a foreign message without an id has no lasting place to be known by",
     "raw_headers": "duplicate header names and values that are no text do not survive",
+    "transactions": "messages and acknowledgements are not stored in one step",
     "retains": "a group receives what is published from its declaration on, nothing older",
 }
 _MISSING_CAPABILITY = re.compile(r"capability (\w+) not declared")

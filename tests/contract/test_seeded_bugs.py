@@ -297,6 +297,34 @@ BUGS = {
         """,
         "a_subscription_goes_on_after_a_broker_that_was_stopped",
     ),
+    "outputs are stored although one of them is refused": Bug(
+        """
+        refused = broker.MemoryBroker._refused_outputs
+        def too_late(self, handled, limit):
+            for message in (message for one in handled for message in one.outputs):
+                self._store(message)
+            return refused(self, handled, limit)
+        broker.MemoryBroker._refused_outputs = too_late
+        """,
+        "an_output_that_is_refused_keeps_everything_from_being_committed",
+    ),
+    "outputs of a lost ownership are stored": Bug(
+        """
+        broker._epoch = lambda owned, partition: 1
+        """,
+        "what_was_not_committed_leaves_no_output_and_comes_again",
+    ),
+    "outputs without the end of their deliveries": Bug(
+        """
+        ack = logs.Logs.ack
+        commit = broker.MemoryBroker.commit
+        def without_acks(self, member, handled, limit):
+            logs.Logs.ack = staticmethod(lambda member, delivery: None)
+            return commit(self, member, handled, limit)
+        broker.MemoryBroker.commit = without_acks
+        """,
+        "outputs_come_with_the_end_of_their_deliveries",
+    ),
     "a socket stays behind": Bug(
         """
         left = []

@@ -35,6 +35,7 @@ pytest.register_assert_rewrite(
             "outage",
             "publish",
             "readers",
+            "transact",
         )
     )
 )
@@ -46,6 +47,7 @@ from reliable_mq.testing.contract.lifecycle import LifecycleContract  # noqa: E4
 from reliable_mq.testing.contract.order import OrderContract  # noqa: E402
 from reliable_mq.testing.contract.outage import OutageContract  # noqa: E402
 from reliable_mq.testing.contract.publish import PublishContract  # noqa: E402
+from reliable_mq.testing.contract.transact import TransactContract  # noqa: E402
 
 __all__ = ["AdapterContract", "BrokerControl", "ContractBase"]
 
@@ -54,6 +56,7 @@ class AdapterContract(
     PublishContract,
     ConsumeContract,
     OrderContract,
+    TransactContract,
     CrashContract,
     OutageContract,
     LifecycleContract,
