@@ -228,17 +228,19 @@ def test_two_processes_that_are_killed_again_and_again_leave_each_output_once(
 ) -> None:
     running = [copying.start(), copying.start()]
     for turn in range(4):
-        copying.send(40)
-        _wait_for_more(copying, running[turn % 2])
+        _send_until_copied(copying, running[turn % 2])
         running[turn % 2].end()
         running[turn % 2] = copying.start()
     copying.send(40)
     copying.check()
 
 
-def _wait_for_more(copying: Copying, running: Program) -> None:
+def _send_until_copied(copying: Copying, running: Program) -> None:
+    """Send inputs of which some are copied when it returns, and the last ones just sent."""
     before = len(copying.outputs())
+    copying.send(10)
     until(lambda: len(copying.outputs()) > before, running.said)
+    copying.send(30)
 
 
 # --- fencing --------------------------------------------------------------------------------------
