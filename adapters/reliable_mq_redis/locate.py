@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -89,9 +90,13 @@ class SentinelLocator:
         return [self.locate("", deadline)]
 
     def failed(self, address: Address) -> None:
-        """Forget the primary if it was *address*."""
+        """Forget the primary if it was *address*, and ask another sentinel first next time.
+
+        One that is cut off from the others goes on naming a primary that is none any more.
+        """
         if self._primary == address:
             self._primary = None
+            self._sentinels = [*self._sentinels[1:], *self._sentinels[:1]]
 
     def share(self, topics: Sequence[str]) -> list[list[str]]:
         """Return all topics together."""
@@ -99,24 +104,63 @@ class SentinelLocator:
 
     def _ask(self, deadline: float) -> Address:
         command: Command = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
-        answers: list[str] = []
-        for sentinel in list(self._sentinels):
+        sentinels, silent = self._sentinels, Unanswered()
+        for number, sentinel in enumerate(sentinels):
+            end = _share(deadline, len(sentinels) - number, self._dialer.connect_timeout)
             try:
-                reply = _ask(self._dialer.sentinel(sentinel), sentinel, command, deadline)
+                reply = _ask(self._dialer.sentinel(sentinel), sentinel, command, end)
             except FAILURES as error:
-                answers.append(f"{sentinel}: {text_of(error)}")
+                silent.note(sentinel, error)
                 continue
             if reply is not None:
                 host, port = reply
+                self._sentinels = [*sentinels[number:], *sentinels[:number]]
                 return Address(host.decode(), int(port))
-            answers.append(f"{sentinel}: does not monitor it")
-        raise self._not_found(answers)
+            silent.note(sentinel)
+        raise silent.sentinels(self._service) from silent.cause
 
-    def _not_found(self, answers: Sequence[str]) -> ConfigurationError | TransportError:
-        text = f"no sentinel names a primary for {self._service!r} ({'; '.join(answers)})"
-        if all(answer.endswith("does not monitor it") for answer in answers):
+
+class Unanswered:
+    """Why those who were asked did not help: down, or something that a person must mend."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._strangers = 0
+        self._error: Exception | None = None
+        self._refusal: ConfigurationError | None = None
+
+    def note(self, address: Address, error: Exception | None = None) -> None:
+        """Note that *address* failed with *error*; without one, that it knows nothing."""
+        self._strangers += error is None
+        self._texts.append(f"{address}: {text_of(error) if error else 'does not monitor it'}")
+        translated = translate(error, f"asking {address}") if error else None
+        if isinstance(translated, ConfigurationError) or self._error is None:
+            self._error = error
+        if isinstance(translated, ConfigurationError):
+            self._refusal = translated
+
+    @property
+    def cause(self) -> Exception | None:
+        """What the client raised, the most telling of it."""
+        return self._error
+
+    def sentinels(self, service: str) -> ConfigurationError | TransportError:
+        """Return the error where no sentinel named a primary."""
+        text = f"no sentinel names a primary for {service!r} ({'; '.join(self._texts)})"
+        if self._strangers == len(self._texts):
             return ConfigurationError(f"{text}: correct the service in broker_url")
-        return TransportError(text)
+        if self._refusal is None:
+            return TransportError(text)
+        return ConfigurationError(
+            f"{text}: the sentinels have a user and a password of their own, sentinel_username "
+            "and sentinel_password in client_options, and the same authorities (ssl_ca_certs)"
+        )
+
+    def nodes(self) -> ConfigurationError | TransportError:
+        """Return the error where no node of a cluster told its map."""
+        return self._refusal or TransportError(
+            f"no node of the cluster answers ({'; '.join(self._texts)})"
+        )
 
 
 class ClusterLocator:
@@ -162,17 +206,27 @@ class ClusterLocator:
         return found
 
     def _read(self, deadline: float) -> list[tuple[int, int, Address]]:
-        problems: list[str] = []
-        for seed in self._seeds:
+        seeds, silent = self._seeds, Unanswered()
+        for number, seed in enumerate(seeds):
+            end = _share(deadline, len(seeds) - number, self._dialer.connect_timeout)
             try:
-                reply = _ask(self._dialer.server(seed), seed, ("CLUSTER", "SLOTS"), deadline)
+                reply = _ask(self._dialer.server(seed), seed, ("CLUSTER", "SLOTS"), end)
             except ResponseError as error:
                 raise _no_cluster(seed, error) from error
             except FAILURES as error:
-                problems.append(f"{seed}: {text_of(error)}")
+                silent.note(seed, error)
                 continue
             return [(first, last, _node(node, seed)) for first, last, node, *_ in reply]
-        raise TransportError(f"no node of the cluster answers ({'; '.join(problems)})")
+        raise silent.nodes() from silent.cause
+
+
+def _share(deadline: float, left: int, most: float) -> float:
+    """Return when to give up on one of *left* servers, so that the others get their turn.
+
+    A machine without power does not even refuse a connection.
+    """
+    now = time.monotonic()
+    return now + min(most, (deadline - now) / left)
 
 
 def _no_cluster(seed: Address, error: ResponseError) -> Exception:

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from redis.exceptions import ResponseError
 
 from reliable_mq.adapter import SENT, AdapterContext, Outcome, Unknown, Unroutable
+from reliable_mq.crashpoints import crash_point
 from reliable_mq.errors import ReliableMQError
 from reliable_mq.message import Message
 from reliable_mq_redis import keys
@@ -117,9 +118,11 @@ class Publisher:
             with self._servers.link(address, deadline) as link:
                 sent = True
                 link.send(commands, deadline)
+                crash_point("publish.unconfirmed")
                 for send in sends:
                     send.prepare()
                 replies = link.replies(commands, deadline)
+                crash_point("publish.answered")
                 link.suspect = any(isinstance(reply, ResponseError) for reply in replies)
                 lacking = self._lacking_copies(link, deadline)
         except _ERRORS as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -243,6 +244,80 @@ def test_no_sentinel_answering_is_a_transport_error(open_one: Open) -> None:
         open_one("redis+sentinel://127.0.0.1:1,127.0.0.1:2/orders").lag("t", "g")
 
 
+@pytest.fixture
+def silent(resources: ExitStack) -> str:
+    """Where connections are taken and nothing is ever answered."""
+    listening = resources.enter_context(socket.create_server(("127.0.0.1", 0)))
+    return f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_a_sentinel_that_is_silent_leaves_the_others_their_turn(
+    start: Callable[[Redis], Redis], open_one: Open, redis_server: Redis, silent: str, unique: str
+) -> None:
+    sentinel = start(Sentinel({"primary": str(redis_server.port())}))
+    place = f"127.0.0.1:{sentinel.port()}"
+    adapter = open_one(
+        f"redis+sentinel://{silent},{place}/orders", client_options={"socket_timeout": 2.0}
+    )
+    adapter.declare([TopicSpec(name=unique)], [])
+    assert adapter.publish([message(unique)], 30.0) == [SENT]
+
+
+def test_a_sentinel_cut_off_with_a_dead_primary_is_not_believed_for_ever(
+    start: Callable[[Redis], Redis], open_one: Open, redis_server: Redis, unique: str
+) -> None:
+    dead, live = redis_server.port("nobody"), redis_server.port()
+    places = [f"127.0.0.1:{start(Sentinel({'primary': str(p)})).port()}" for p in (dead, live)]
+    adapter = open_one(f"redis+sentinel://{','.join(places)}/orders")
+    with pytest.raises(TransportError):
+        adapter.declare([TopicSpec(name=unique)], [])
+    adapter.declare([TopicSpec(name=unique)], [])
+    assert adapter.publish([message(unique)], 30.0) == [SENT]
+
+
+def test_a_node_that_is_silent_leaves_the_others_their_turn(
+    cluster: list[Redis], open_one: Open, silent: str
+) -> None:
+    adapter = open_one(
+        f"redis+cluster://{silent},127.0.0.1:{cluster[0].port()}",
+        client_options={"socket_timeout": 2.0},
+    )
+    adapter.declare([TopicSpec(name="t")], [])
+    assert adapter.publish([message("t")], 30.0) == [SENT]
+
+
+@pytest.mark.parametrize("wrong", [{}, {"sentinel_password": "s3cret-wrong"}], ids=["no", "wrong"])
+def test_a_wrong_password_of_the_sentinels_is_an_error_at_once(
+    start: Callable[[Redis], Redis],
+    open_one: Open,
+    redis_server: Redis,
+    wrong: dict[str, object],
+) -> None:
+    sentinel = start(Sentinel({"primary": str(redis_server.port())}))
+    with redis.Redis(port=sentinel.port()) as client:
+        client.acl_setuser(
+            "default", enabled=True, passwords=["+right"], keys=["*"], categories=["+@all"]
+        )
+    url = f"redis+sentinel://127.0.0.1:1,127.0.0.1:{sentinel.port()}/orders"
+    with pytest.raises(ConfigurationError, match="sentinel_password") as caught:
+        open_one(url, client_options=wrong).declare([TopicSpec(name="t")], [])
+    assert "s3cret" not in str(caught.value)
+    right = open_one(url, client_options={"sentinel_password": "right"})
+    right.declare([TopicSpec(name="t")], [])
+
+
+def test_a_wrong_password_of_a_cluster_is_an_error_at_once(
+    start: Callable[[Redis], Redis], open_one: Open
+) -> None:
+    node = start(Node())
+    with redis.Redis(port=node.port()) as client:
+        client.acl_setuser("app", enabled=True, passwords=["+right"], categories=["+@all"])
+    url = f"redis+cluster://app:s3cret-wrong@127.0.0.1:1,127.0.0.1:{node.port()}"
+    with pytest.raises(ConfigurationError, match="password") as caught:
+        open_one(url).declare([TopicSpec(name="t")], [])
+    assert "s3cret" not in str(caught.value)
+
+
 # --- encryption and users ----------------------------------------------------------------------
 
 
@@ -277,6 +352,18 @@ def test_an_encrypted_connection_is_verified_and_never_falls_back(
     plain = f"rediss://127.0.0.1:{encrypted.port()}"
     with pytest.raises(TransportError):
         open_one(plain, client_options=trusting).declare(topics, [])
+
+
+@pytest.mark.parametrize("kind", ["redis+sentinel", "redis+cluster"])
+def test_a_wrong_authority_is_an_error_at_once_on_the_way_to_the_right_server(
+    encrypted: Redis, certificates: Path, open_one: Open, kind: str
+) -> None:
+    url = f"{kind}://127.0.0.1:{encrypted.port('tls')}/{'orders' if 'sentinel' in kind else ''}"
+    wrong = open_one(
+        url, query="tls=1", client_options={"ssl_ca_certs": str(certificates / "other.pem")}
+    )
+    with pytest.raises(ConfigurationError, match="ertificate"):
+        wrong.declare([TopicSpec(name="t")], [])
 
 
 def test_a_certificate_for_another_host_is_refused(
