@@ -132,3 +132,22 @@ def test_with_the_broker_away_the_lag_is_unknown_and_the_rest_is_shown(
     assert status["outbox"]["pending"] == 1
     assert [one["lag"] for one in status["groups"]] == [None]
     assert status["parts"] == {"relay": "off", "consumer": "off", "retries": "off"}
+
+
+def test_topics_with_partitions_are_counted_without_the_application(
+    broker: Broker, make_mq: MakeMQ, unique: str, engine: Engine
+) -> None:
+    mq = make_mq()
+
+    @mq.handler(mq.topic(unique, Order, partitions=3))
+    def charge(order: Order) -> None: ...
+
+    mq.declare()
+    with mq.transaction():
+        for number in range(6):
+            mq.publish(unique, Order(id=number), key=str(number))
+    mq.run_until_idle(60, consume=False)
+    # Over AMQP the number of partitions cannot be asked for: the application has to name it.
+    expected = None if broker.kind == "rabbitmq" else 6
+    assert shown(broker)[unique, "billing"]["lag"] == expected
+    assert mq.status().groups[unique, "billing"].lag == 6
