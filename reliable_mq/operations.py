@@ -9,6 +9,7 @@ from sqlalchemy import Connection, func, select
 
 from reliable_mq.adapter import Adapter
 from reliable_mq.consumer.retry_loop import SLOT_NAMES, lease_kind
+from reliable_mq.crashpoints import crash_point
 from reliable_mq.errors import ConfigurationError, ReliableMQError, TransportError
 from reliable_mq.handlers import Guarantee, HandlerSpec
 from reliable_mq.redaction import redact_url
@@ -127,10 +128,15 @@ def dead_letter(store: Store, id_: int) -> StoredDeadLetter | None:
 def replay(store: Store, id_: int) -> bool:
     """Turn a dead letter into a retry that is due now; False where it is gone."""
     with store.transaction() as connection:
-        return DeadLetters(store).replay(connection, id_)
+        found = DeadLetters(store).replay(connection, id_)
+        crash_point("replay.written")
+    crash_point("replay.committed")
+    return found
 
 
 def discard(store: Store, id_: int) -> bool:
     """Delete a dead letter; False where it is gone."""
     with store.transaction() as connection:
-        return DeadLetters(store).discard(connection, id_)
+        found = DeadLetters(store).discard(connection, id_)
+        crash_point("discard.written")
+    return found

@@ -10,6 +10,7 @@ from typing import TypeAlias
 from confluent_kafka import KafkaError, KafkaException
 
 from reliable_mq.adapter import SENT, Unknown
+from reliable_mq.crashpoints import crash_point
 from reliable_mq.message import Message
 from reliable_mq_kafka.drafts import Draft, Place, place_of
 from reliable_mq_kafka.errors import MISSING, UNFIT, error_of, outcome_of
@@ -59,6 +60,7 @@ class Shipment:
         note which partitions are primed by it.
         """
         self._hand_over(messages, self._report_first if first else self._report)
+        crash_point("publish.unconfirmed")
         self._line.wait(self._is_done, self._deadline)
         if self._waiting:
             self._line.give_up()
@@ -138,6 +140,7 @@ class Shipment:
 
     def _report(self, index: int, error: KafkaError | None, record: KafkaRecord) -> None:
         """Take a delivery report; on whichever thread polls."""
+        crash_point("publish.answered")
         if error is not None:
             self._failures[index] = error
         self._waiting.discard(index)

@@ -11,6 +11,7 @@ from typing import Any
 from pika import exceptions
 
 from reliable_mq.adapter import SENT, Unknown
+from reliable_mq.crashpoints import crash_point
 from reliable_mq_rabbitmq.client import content_frames
 from reliable_mq_rabbitmq.codec import decode_properties
 from reliable_mq_rabbitmq.connection import Connection
@@ -171,6 +172,7 @@ class ConfirmChannel:
                 pieces, size = [], 0
         if pieces:
             self._client.send(b"".join(pieces))
+        crash_point("publish.unconfirmed")
         first = self._count + 1
         self._count += len(items)
         return range(first, self._count + 1)
@@ -203,6 +205,7 @@ class ConfirmChannel:
     def _on_confirm(self, frame: Any) -> None:
         method = frame.method
         if self._run is not None:
+            crash_point("publish.answered")
             refused = method.NAME == "Basic.Nack"
             self._refused |= refused
             outcome = _NACKED if refused else SENT

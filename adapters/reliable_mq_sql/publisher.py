@@ -12,6 +12,7 @@ from sqlalchemy import Connection, bindparam, insert, select, tuple_, update
 from sqlalchemy.exc import DataError
 
 from reliable_mq.adapter import SENT, Outcome, Refused, Unknown, Unroutable
+from reliable_mq.crashpoints import crash_point
 from reliable_mq.errors import ConfigurationError, ReliableMQError, TransportError
 from reliable_mq.message import Message
 from reliable_mq.partitioning import partition_for
@@ -160,9 +161,11 @@ class Publisher:
     def _write(self, entries: Sequence[_Entry], end: float, check: Check) -> None:
         def work(connection: Connection) -> None:
             _append(connection, self._database, entries)
+            crash_point("publish.unconfirmed")
             check()
 
         self._database.write(work, patience=max(0.0, end - time.monotonic()))
+        crash_point("publish.answered")
 
 
 def _append(connection: Connection, database: Database, entries: Sequence[_Entry]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from reliable_mq.adapter import Lost, Received, Subscription
+from reliable_mq.crashpoints import crash_point
 
 AHEAD = 16
 """Deliveries taken in for each worker: what a crash loses, and what a stop waits for."""
@@ -22,6 +23,7 @@ class AckFirst:
         if self._taken:
             subscription.ack(self._taken)
             subscription.flush()
+            crash_point("ack_first.settled")
             self._settled, self._taken = self._taken, []
 
     def settled(self, lost: Sequence[Lost]) -> Sequence[Received]:

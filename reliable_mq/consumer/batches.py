@@ -16,6 +16,7 @@ from reliable_mq.consumer.items import Again, Ended, Item, Result
 from reliable_mq.consumer.processor import Processor
 from reliable_mq.consumer.subjects import LOCK_TIMEOUT
 from reliable_mq.consumer.transaction import HandlerTransaction
+from reliable_mq.crashpoints import crash_point
 from reliable_mq.message import fingerprint
 
 log = logging.getLogger("reliable_mq")
@@ -59,6 +60,7 @@ class BatchProcessor:
         started = time.monotonic()
         with processor.transaction(len(items)) as transaction:
             new = self._claim(transaction, items)
+            crash_point("batch.claimed")
             duplicates = self._duplicates(
                 transaction, [i for i in items if i.message.id not in new]
             )
@@ -73,7 +75,9 @@ class BatchProcessor:
             ]
             for item, payload in fresh:
                 self._handle(item, payload, transaction)
+            crash_point("batch.before_commit")
             transaction.commit()
+        crash_point("batch.committed")
         return self._report(fresh, duplicates, (time.monotonic() - started) / len(items))
 
     def _claim(self, transaction: HandlerTransaction, items: Sequence[Item]) -> set[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from reliable_mq.consumer.lanes import AnyContext, Lane
 from reliable_mq.consumer.transaction import HandlerTransaction
+from reliable_mq.crashpoints import crash_point
 from reliable_mq.handlers import HandlerSpec, Injection, Source
 from reliable_mq.message import Delivery
 
@@ -62,6 +63,7 @@ class Caller:
         call = self.spec.call
         arguments = call.arguments(provide) if call.injections else {}
         self.lane.call(call, payload, arguments, self.spec.timeout)
+        crash_point("consumer.handled")
         if transaction is not None:
             transaction.flush()
             transaction.guard.check()

@@ -20,6 +20,7 @@ from reliable_mq.consumer.exactly_once import ExactlyOnceProcessor
 from reliable_mq.consumer.group import MAX_HELD_BYTES, RECEIVE_TIMEOUT, GroupConsumer
 from reliable_mq.consumer.items import Item, make_item
 from reliable_mq.consumer.ledger import Ledger, progress_of
+from reliable_mq.crashpoints import crash_point
 from reliable_mq.errors import StaleDeliveryError
 from reliable_mq.settings import Settings
 
@@ -93,6 +94,7 @@ class ExactlyOnceConsumer(GroupConsumer):
         if not ready:
             return
         handled = [one.handled for one in ready]
+        crash_point("exactly_once.ready")
         try:
             refused = cast(TransactionalSubscription, subscription).commit(handled)
         except StaleDeliveryError as error:
@@ -102,6 +104,7 @@ class ExactlyOnceConsumer(GroupConsumer):
         if refused:
             self._reopen({index: ready[index].item for index in refused}, refused)
             return
+        crash_point("exactly_once.committed")
         self._ledger.committed(ready)
         for one in ready:
             one.completion.tell()

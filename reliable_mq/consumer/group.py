@@ -17,6 +17,7 @@ from reliable_mq.consumer.lanes import Lane
 from reliable_mq.consumer.processor import Processor
 from reliable_mq.consumer.reports import QUIET, Reporter
 from reliable_mq.consumer.scheduler import Scheduler
+from reliable_mq.crashpoints import crash_point
 from reliable_mq.durations import seconds
 from reliable_mq.errors import ReliableMQError
 from reliable_mq.handlers import Guarantee, HandlerSpec
@@ -240,6 +241,8 @@ class GroupConsumer:
         return max(0, self._prefetch - self.scheduler.held_count)
 
     def _accept(self, batch: Batch) -> None:
+        if batch.deliveries:
+            crash_point("consumer.received")
         if self._ack_first is not None:
             # What is with the scheduler was acknowledged: nobody else will get it.
             self._put(self._ack_first.settled(batch.lost))
@@ -253,6 +256,8 @@ class GroupConsumer:
 
     def _drop(self, lost: Sequence[Lost]) -> int:
         """Forget what is lost; return how much of it waited."""
+        if lost:
+            crash_point("consumer.lost")
         return self.scheduler.drop(lost)
 
     def _put(self, deliveries: Sequence[Received]) -> None:
@@ -274,7 +279,9 @@ class GroupConsumer:
         # Kept until the adapter took them: an acknowledgement that failed is made again.
         self._unacknowledged.extend(finished)
         if self._unacknowledged:
+            crash_point("consumer.before_ack")
             subscription.ack(self._unacknowledged)
+            crash_point("consumer.acked")
             self._unacknowledged = []
 
     def _keep_alive(self, subscription: Subscription) -> None:
@@ -311,6 +318,7 @@ class GroupConsumer:
 
     def _drain(self, subscription: Subscription | None) -> None:
         """Let what runs end, acknowledge it, hand everything else back."""
+        crash_point("consumer.draining")
         deadline = time.monotonic() + self._grace
         if self._ack_first is not None:
             self._put(self._ack_first.settled(()))
@@ -323,6 +331,7 @@ class GroupConsumer:
             self.left = self._left()
         else:
             self.lost = self._left()
+        crash_point("consumer.closing")
         if subscription is not None:
             subscription.close()
 

@@ -24,6 +24,7 @@ from reliable_mq.consumer.lanes import AnyContext, HandlerStoppedError, Lane
 from reliable_mq.consumer.reports import Reporter
 from reliable_mq.consumer.subjects import Books, Fresh, Stored, Subject
 from reliable_mq.consumer.transaction import HandlerTransaction, handler_transaction
+from reliable_mq.crashpoints import crash_point
 from reliable_mq.durations import seconds
 from reliable_mq.errors import DecodeError
 from reliable_mq.handlers import Guarantee, HandlerSpec
@@ -214,8 +215,10 @@ class Processor(Caller):
             progress.stage = _Stage.SETTLE
             if not subject.settle(transaction):
                 return Ended.STALE
+            crash_point("consumer.before_commit")
             progress.stage = _Stage.COMMIT
             transaction.commit()
+        crash_point("consumer.committed")
         return Ended.HANDLED
 
     def _settle_alone(self, subject: Subject, progress: _Progress) -> Result:
@@ -298,6 +301,7 @@ class Processor(Caller):
         except Exception as error:  # noqa: BLE001 - a worker must not die of it
             # Also after a COMMIT of unknown outcome: the delivery starts again and will see.
             return self._store_failed(error, self._trouble(error, progress))
+        crash_point("failure.committed")
         self.reporter.kept(subject.message, result, failure, failed.decision)
         return result
 

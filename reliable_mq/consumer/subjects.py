@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from reliable_mq.consumer.failures import Failure, FailureBook
 from reliable_mq.consumer.items import Again, Ended, Item, Result
 from reliable_mq.consumer.transaction import HandlerTransaction
+from reliable_mq.crashpoints import crash_point
 from reliable_mq.message import Delivery, Message
 from reliable_mq.retry import GiveUp, TryLater
 from reliable_mq.store.inbox import Inbox, Seen
@@ -111,15 +112,20 @@ class Fresh:
         """Claim the message; park it where an earlier one of its key waits."""
         books, message = self._books, self.message
         result = books.claim(transaction, self, done=True)
-        if result is not None or not books.ordered:
+        if result is not None:
             return result
+        crash_point("consumer.claimed")
+        if not books.ordered:
+            return None
         connection = transaction.connection
         if not books.retries.key_waits(connection, books.group, message.topic, message.key):
             return None
         books.inbox.mark_waiting(connection, books.group, message.topic, message.id)
         parked = books.failure(self, attempts=0, cause="waits behind an earlier message of its key")
         books.book.wait(connection, parked, 0.0)
+        crash_point("parking.written")
         transaction.commit()
+        crash_point("parking.committed")
         return Ended.PARKED
 
     def settle(self, transaction: HandlerTransaction) -> bool:
@@ -139,9 +145,11 @@ class Fresh:
             return result
         if isinstance(decision, TryLater):
             books.book.wait(transaction.connection, failure, decision.delay)
+            crash_point("failure.retry_written")
             ended = Ended.RETRIED
         else:
             books.book.give_up(transaction.connection, failure)
+            crash_point("failure.dead_written")
             ended = Ended.DEAD
         transaction.commit()
         return ended
@@ -201,6 +209,7 @@ class Stored:
         connection, retries = transaction.connection, self._books.retries
         if not retries.lock(connection, self._waiting):
             return Ended.STALE
+        crash_point("retry.locked")
         if self._books.ordered and not retries.is_head(connection, self._waiting):
             return Ended.STALE
         return None
@@ -219,13 +228,16 @@ class Stored:
         ):
             return Ended.STALE
         transaction.commit()
+        crash_point("retry.begun")
         self._waiting = dataclasses.replace(self._waiting, attempt=attempt)
         self._begun = 1
         return None
 
     def settle(self, transaction: HandlerTransaction) -> bool:
         """Delete the row; its absence is what makes the effects this attempt's own."""
-        return self._books.book.finish(transaction.connection, self._waiting)
+        ours = self._books.book.finish(transaction.connection, self._waiting)
+        crash_point("retry.settled")
+        return ours
 
     def keep(
         self, transaction: HandlerTransaction, failure: Failure, decision: TryLater | GiveUp
@@ -240,9 +252,11 @@ class Stored:
                 delay=decision.delay,
                 cause=failure.cause,
             )
+            crash_point("retry.postponed")
             ended = Ended.RETRIED
         else:
             ours = book.bury(connection, self._waiting, failure)
+            crash_point("retry.buried")
             ended = Ended.DEAD
         if not ours:
             return Ended.STALE
@@ -299,5 +313,7 @@ class Books:
             return Again(ELSEWHERE_DELAY)
         conflict = self.failure(subject, attempts=0, cause=CONFLICT)
         added = self.book.give_up(transaction.connection, conflict, conflict=True)
+        crash_point("failure.conflict_written")
         transaction.commit()
+        crash_point("failure.conflict_committed")
         return Ended.DEAD if added else Ended.DUPLICATE

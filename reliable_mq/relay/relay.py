@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from reliable_mq.adapter import Adapter
 from reliable_mq.clock import Clock
+from reliable_mq.crashpoints import crash_point
 from reliable_mq.durations import seconds
 from reliable_mq.events import BrokerDown, BrokerUp, Events
 from reliable_mq.message import Message
@@ -223,6 +224,7 @@ class Relay:
     def _wind_up(self) -> None:
         try:
             self._settle_at_last()
+            crash_point("relay.winding_up")
             self._leases.release_all()
         except Exception as error:  # noqa: BLE001 - the end must come; leases expire by themselves
             log.warning(
@@ -250,6 +252,8 @@ class Relay:
         self._renew_if_due()
         slots = [int(name) for name in self._leases.held]
         rows = self._reader.read(slots, self._waiting.excluded())
+        if rows:
+            crash_point("relay.claimed")
         stopped: set[RowKey] = set()
         later = 0
         for first in range(0, len(rows), self._batch_size):
@@ -270,7 +274,9 @@ class Relay:
         if readable:
             left = self._leases.until - self._clock.monotonic()
             messages = [message for _, message in readable]
+            crash_point("relay.before_publish")
             outcomes = self._sender.publish(messages, min(self._publish_timeout, left))
+            crash_point("relay.confirmed")
             self._learn(judge([row for row, _ in readable], outcomes, verdict))
         for row, cause in unreadable:
             # Behind one that was not sent it has to wait for its turn to be held.

@@ -22,6 +22,7 @@ from sqlalchemy import (
     select,
 )
 
+from reliable_mq.crashpoints import crash_point
 from reliable_mq.errors import ReliableMQError
 from reliable_mq.message import HeaderValue
 from reliable_mq.status import OutboxStatus
@@ -140,6 +141,7 @@ class OutboxDesk:
         with self._store.transaction() as connection:
             if not self._take(connection, row_id, back=True):
                 return False
+            crash_point("outbox.released")
         self._store.after_append()
         return True
 

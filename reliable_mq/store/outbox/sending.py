@@ -25,6 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
+from reliable_mq.crashpoints import crash_point
 from reliable_mq.store.leases import LeaseSet
 from reliable_mq.store.outbox.outgoing import Outgoing, RowKey
 from reliable_mq.store.outbox.reading import Excluded, not_excluded, not_held
@@ -77,6 +78,10 @@ def settle(store: Store, sent: Sequence[Outgoing], later: Sequence[Later]) -> No
             _delete(store, connection, [row.id for row in sent])
         if later:
             _note(store, connection, later)
+        if sent:
+            crash_point("relay.deleted")
+    if sent:
+        crash_point("relay.settled")
 
 
 def hold(store: Store, unfit: Sequence[Unfit], leases: LeaseSet) -> list[Unfit]:
@@ -95,6 +100,7 @@ def hold(store: Store, unfit: Sequence[Unfit], leases: LeaseSet) -> list[Unfit]:
             _copy(store, connection, item)
         if moved:
             _delete(store, connection, [item.row.id for item in moved])
+            crash_point("relay.held")
     return moved
 
 

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import ColumnElement, Connection, Dialect, Engine, Insert, Table, insert
 from sqlalchemy.sql.compiler import SQLCompiler
 
+from reliable_mq.crashpoints import crash_point
 from reliable_mq.errors import NoTransactionError
 from reliable_mq.message import Message
 from reliable_mq.store.codec import pack_headers
@@ -165,6 +166,7 @@ def write(store: Store, connection: Connection, messages: Sequence[Message]) -> 
     refuse_autocommit(connection)
     store.verify(connection)
     store.outbox_insert.execute(connection, [outbox_row(message) for message in messages])
+    crash_point("outbox.inserted")
 
 
 def refuse_autocommit(bind: Connection | Engine, options: Mapping[str, Any] = _NONE) -> None:
