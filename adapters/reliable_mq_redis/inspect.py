@@ -10,22 +10,28 @@ from redis.exceptions import ResponseError
 from reliable_mq.adapter import Finding, Severity
 from reliable_mq_redis.errors import translated
 from reliable_mq_redis.link import Reply
+from reliable_mq_redis.locate import Locator, SentinelLocator, ServerLocator
 from reliable_mq_redis.location import Address
 from reliable_mq_redis.options import Options
 from reliable_mq_redis.servers import Servers
 
 Facts = Mapping[str, str]
 
-_WATCHED = ("maxmemory", "maxmemory-policy", "appendonly", "appendfsync")
+_WATCHED = ("maxmemory", "maxmemory-policy", "save", "appendfsync", "no-appendfsync-on-rewrite")
 _OLDEST = (6, 2)
+_FULL = 0.9
 
 
 def inspect(servers: Servers, options: Options) -> list[Finding]:
-    """Return the findings of every server that takes messages."""
+    """Return the findings of every server that takes messages, and of the sentinels."""
     deadline = time.monotonic() + servers.dialer.socket_timeout
+    locator = servers.locator
     with translated("inspecting the servers"):
-        addresses = servers.locator.everywhere(deadline)
-    return [finding for one in addresses for finding in _inspect_one(servers, one, options)]
+        addresses = locator.everywhere(deadline)
+    findings = [finding for one in addresses for finding in _inspect_one(servers, one, options)]
+    if isinstance(locator, SentinelLocator):
+        findings += _sentinels(locator)
+    return findings
 
 
 def _inspect_one(servers: Servers, address: Address, options: Options) -> list[Finding]:
@@ -37,12 +43,28 @@ def _inspect_one(servers: Servers, address: Address, options: Options) -> list[F
         servers.checked([info])
     facts = {**_parse_info(info), **_parse_settings(settings)}
     subject = f"redis {address}"
+    if facts.get("role") == "slave":
+        return [_read_only(subject)]
     return [
         *_version(subject, facts),
         *_memory(subject, facts),
+        *_evicted(subject, facts),
         *_disk(subject, facts),
         *_replicas(subject, facts, options),
+        *_successor(subject, facts, servers.locator),
     ]
+
+
+def _read_only(subject: str) -> Finding:
+    return Finding(
+        code="redis-read-only",
+        severity=Severity.ERROR,
+        subject=subject,
+        what="it is a replica",
+        why="nothing can be published to it or acknowledged on it",
+        remedy="name the primary in broker_url, or the sentinels with redis+sentinel://, which "
+        "follow a fail-over",
+    )
 
 
 def _parse_info(text: bytes) -> dict[str, str]:
@@ -60,6 +82,7 @@ def _version(subject: str, facts: Facts) -> Iterator[Finding]:
     text = facts.get("redis_version", "")
     if tuple(int(part) for part in text.split(".")[:2] if part.isdecimal()) < _OLDEST:
         yield Finding(
+            code="redis-version",
             severity=Severity.ERROR,
             subject=subject,
             what=f"the version is {text or 'unknown'}",
@@ -71,12 +94,24 @@ def _version(subject: str, facts: Facts) -> Iterator[Finding]:
 def _memory(subject: str, facts: Facts) -> Iterator[Finding]:
     policy = facts.get("config maxmemory-policy") or facts.get("maxmemory_policy", "noeviction")
     limit = int(facts.get("config maxmemory") or facts.get("maxmemory", "0"))
-    if policy == "noeviction":
-        return
+    if policy != "noeviction":
+        yield _eviction(subject, policy, limit)
+    elif limit and int(facts.get("used_memory", "0")) > _FULL * limit:
+        yield Finding(
+            code="redis-memory-full",
+            severity=Severity.WARNING,
+            subject=subject,
+            what=f"{facts['used_memory']} bytes of maxmemory {limit} are used",
+            why="a server that is full refuses publishes: they stay in the outbox",
+            remedy="raise maxmemory, or find the group that acknowledges nothing (status)",
+        )
+
+
+def _eviction(subject: str, policy: str, limit: int) -> Finding:
     everything = policy.startswith("allkeys")
-    severity = Severity.ERROR if everything else Severity.WARNING
-    yield Finding(
-        severity=severity if limit else Severity.WARNING,
+    return Finding(
+        code="redis-eviction",
+        severity=Severity.ERROR if everything and limit else Severity.WARNING,
         subject=subject,
         what=f"maxmemory-policy is {policy}"
         + (f" with maxmemory {limit}" if limit else " (without maxmemory, so not in force)"),
@@ -87,21 +122,30 @@ def _memory(subject: str, facts: Facts) -> Iterator[Finding]:
     )
 
 
+def _evicted(subject: str, facts: Facts) -> Iterator[Finding]:
+    count = int(facts.get("evicted_keys", "0"))
+    if count:
+        yield Finding(
+            code="redis-evicted",
+            severity=Severity.WARNING,
+            subject=subject,
+            what=f"{count} keys were evicted since the server started",
+            why="topics with all their messages may have been among them",
+            remedy="set maxmemory-policy noeviction, look whether topics are missing, then "
+            "CONFIG RESETSTAT",
+        )
+
+
 def _disk(subject: str, facts: Facts) -> Iterator[Finding]:
     if facts.get("aof_enabled") == "0":
-        yield Finding(
-            severity=Severity.ERROR,
-            subject=subject,
-            what="appendonly is no",
-            why="a restart loses every message since the last snapshot, confirmed ones too",
-            remedy="set appendonly yes",
-        )
+        yield _volatile(subject, facts.get("config save"))
         return
     when = facts.get("config appendfsync")
     if when is None:
         yield _unreadable(subject)
     elif when != "always":
         yield Finding(
+            code="redis-appendfsync",
             severity=Severity.WARNING,
             subject=subject,
             what=f"appendfsync is {when}",
@@ -109,10 +153,33 @@ def _disk(subject: str, facts: Facts) -> Iterator[Finding]:
             + ("second" if when == "everysec" else "half minute or more"),
             remedy="set appendfsync always, or have replicas confirm with wait=1 in broker_url",
         )
+    elif facts.get("config no-appendfsync-on-rewrite") == "yes":
+        yield Finding(
+            code="redis-fsync-on-rewrite",
+            severity=Severity.WARNING,
+            subject=subject,
+            what="no-appendfsync-on-rewrite is yes",
+            why="while the file is rewritten nothing is synced: a power failure then loses "
+            "confirmed messages of half a minute or more",
+            remedy="set no-appendfsync-on-rewrite no",
+        )
+
+
+def _volatile(subject: str, snapshots: str | None) -> Finding:
+    lost = "everything" if snapshots == "" else "every message since the last snapshot"
+    return Finding(
+        code="redis-volatile",
+        severity=Severity.ERROR,
+        subject=subject,
+        what="appendonly is no" + (", and no snapshots are taken" if snapshots == "" else ""),
+        why=f"a restart loses {lost}, confirmed messages too",
+        remedy="set appendonly yes",
+    )
 
 
 def _unreadable(subject: str) -> Finding:
     return Finding(
+        code="redis-appendfsync-unknown",
         severity=Severity.INFO,
         subject=subject,
         what="appendfsync cannot be read",
@@ -125,6 +192,7 @@ def _replicas(subject: str, facts: Facts, options: Options) -> Iterator[Finding]
     replicas = int(facts.get("connected_slaves", "0"))
     if replicas < options.wait:
         yield Finding(
+            code="redis-wait",
             severity=Severity.ERROR,
             subject=subject,
             what=f"wait={options.wait} in broker_url, and {replicas} replicas are connected",
@@ -133,17 +201,60 @@ def _replicas(subject: str, facts: Facts, options: Options) -> Iterator[Finding]
         )
     elif replicas and not options.wait:
         yield Finding(
+            code="redis-asynchronous",
             severity=Severity.WARNING,
             subject=subject,
             what=f"{replicas} replicas follow asynchronously",
             why="a fail-over loses confirmed messages that no replica had yet",
-            remedy="put wait=1 into broker_url: that makes such a loss rare, though not impossible",
+            remedy="put wait=1 into broker_url: that makes such a loss rare; as many as there are "
+            "replicas makes it impossible",
         )
-    elif replicas:
+        # INFO has this line only where both settings are above 0.
+        if "min_slaves_good_slaves" not in facts:
+            yield _cut_off(subject)
+    elif replicas > options.wait:
         yield Finding(
+            code="redis-wait-for-some",
             severity=Severity.INFO,
             subject=subject,
             what=f"each publish waits for {options.wait} of {replicas} replicas",
             why="a fail-over may still choose a replica that lacks the latest messages",
-            remedy="nothing, or as many as there are replicas in wait",
+            remedy=f"nothing, or wait={replicas}: then nothing is confirmed while one is away",
+        )
+
+
+def _cut_off(subject: str) -> Finding:
+    return Finding(
+        code="redis-min-replicas",
+        severity=Severity.WARNING,
+        subject=subject,
+        what="min-replicas-to-write is 0",
+        why="a primary that is cut off from its replicas goes on confirming messages; they are "
+        "lost when it follows the new primary",
+        remedy="set min-replicas-to-write 1, or put wait=1 into broker_url",
+    )
+
+
+def _successor(subject: str, facts: Facts, locator: Locator) -> Iterator[Finding]:
+    if isinstance(locator, ServerLocator) or int(facts.get("connected_slaves", "0")):
+        return
+    yield Finding(
+        code="redis-no-replica",
+        severity=Severity.WARNING,
+        subject=subject,
+        what="it has no replica",
+        why="nobody takes over when it dies",
+        remedy="connect a replica; after a fail-over, start the dead server again",
+    )
+
+
+def _sentinels(locator: SentinelLocator) -> Iterator[Finding]:
+    for sentinel, problem in locator.problems():
+        yield Finding(
+            code="redis-sentinel",
+            severity=Severity.WARNING,
+            subject=f"sentinel {sentinel}",
+            what=problem,
+            why="when the primary dies the others may be too few to choose a new one",
+            remedy="start the missing sentinels; run three, with a quorum of two",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from redis.crc import key_slot
@@ -101,6 +101,20 @@ class SentinelLocator:
     def share(self, topics: Sequence[str]) -> list[list[str]]:
         """Return all topics together."""
         return [list(topics)]
+
+    def problems(self) -> Iterator[tuple[Address, str]]:
+        """Give each sentinel that does not answer, or that sees too few others, and what it says.
+
+        One that does not allow the question (``+sentinel|ckquorum``) is passed over.
+        """
+        command: Command = ("SENTINEL", "CKQUORUM", self._service)
+        for sentinel in sorted(self._sentinels):
+            end = time.monotonic() + self._dialer.connect_timeout
+            try:
+                _ask(self._dialer.sentinel(sentinel), sentinel, command, end)
+            except FAILURES as error:
+                if not isinstance(error, ResponseError) or "QUORUM" in str(error):
+                    yield sentinel, text_of(error)
 
     def _ask(self, deadline: float) -> Address:
         command: Command = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)

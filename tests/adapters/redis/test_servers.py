@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import redis
 
-from reliable_mq.adapter import SENT, GroupSpec, Severity, TopicSpec, Unknown
+from reliable_mq.adapter import SENT, GroupSpec, TopicSpec, Unknown
 from reliable_mq.errors import ConfigurationError, TransportError
 from reliable_mq.testing.contract.messages import message, number_of, numbered
 from reliable_mq.testing.contract.waiting import wait_for
@@ -393,53 +393,6 @@ def test_a_user_with_the_documented_rights_can_do_everything(
     assert any("cannot be read" in finding.what for finding in adapter.inspect())
     with pytest.raises(ConfigurationError, match="NOPERM"):
         adapter.declare([TopicSpec(name="other")], [])
-
-
-# --- what inspect says -------------------------------------------------------------------------
-
-
-def test_inspect_tells_what_would_break_a_promise(own_server: OwnServer, open_one: Open) -> None:
-    server = own_server("redis", {"appendfsync": "always"})
-    adapter = open_one(server.url)
-    assert adapter.inspect() == []
-
-    def found(**settings: str) -> list[tuple[Severity, str]]:
-        with redis.Redis.from_url(server.url) as client:
-            for name, value in settings.items():
-                client.config_set(name.replace("_", "-"), value)
-        return [(finding.severity, finding.what) for finding in adapter.inspect()]
-
-    assert found(appendfsync="everysec") == [(Severity.WARNING, "appendfsync is everysec")]
-    assert found(appendonly="no") == [(Severity.ERROR, "appendonly is no")]
-    assert found(appendonly="yes", appendfsync="always") == []
-    ((severity, what),) = found(maxmemory_policy="allkeys-lru")
-    assert (severity, "not in force" in what) == (Severity.WARNING, True)
-    ((severity, what),) = found(maxmemory="100mb")
-    assert (severity, "allkeys-lru" in what) == (Severity.ERROR, True)
-    ((severity, what),) = found(maxmemory_policy="volatile-ttl")
-    assert severity is Severity.WARNING
-    assert found(maxmemory_policy="noeviction") == []
-
-
-def test_inspect_compares_wait_with_the_replicas_there_are(
-    own_server: OwnServer, open_one: Open
-) -> None:
-    settings = {"appendfsync": "always", "repl-diskless-sync-delay": "0"}
-    server = own_server("redis", settings)
-    ((severity, what),) = (
-        (one.severity, one.what) for one in open_one(server.url, query="wait=1").inspect()
-    )
-    assert severity is Severity.ERROR
-    assert "0 replicas" in what
-    own_server("redis", {"replicaof": f"127.0.0.1 {_port(server)}"})
-    waiting, careless = open_one(server.url, query="wait=1"), open_one(server.url)
-    wait_for(careless.inspect, "the replica")
-    assert [one.severity for one in careless.inspect()] == [Severity.WARNING]
-    assert [one.severity for one in waiting.inspect()] == [Severity.INFO]
-
-
-def _port(server: Server) -> int:
-    return server.port()
 
 
 def test_a_server_that_does_not_answer_is_a_transport_error_in_time(
