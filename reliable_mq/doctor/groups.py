@@ -13,7 +13,7 @@ from reliable_mq.doctor.broker import Lag
 from reliable_mq.doctor.case import LONG, Case, GroupKey, group_name
 from reliable_mq.doctor.leases import Share, is_alive
 from reliable_mq.durations import seconds
-from reliable_mq.handlers import HandlerSpec
+from reliable_mq.handlers import Guarantee, HandlerSpec
 from reliable_mq.operations import known_groups
 from reliable_mq.store import Store
 from reliable_mq.store.dead_letters import DeadLetters
@@ -133,7 +133,9 @@ def _unattended(
         return  # by this application or by another one on the same tables
     left = [f"{lag} messages"] if lag and not isinstance(lag, str) else []
     left += [f"{state.retries} retries"] if state.retries else []
-    if known and handler is None:
+    if handler is not None and handler.guarantee is Guarantee.EXACTLY_ONCE:
+        yield _unseen(state, left)
+    elif known and handler is None:
         left += [f"{state.dead_letters} dead letters"] if state.dead_letters else []
         yield _orphaned(state, left)
     elif state.declared or left:
@@ -172,6 +174,18 @@ def _idle(state: GroupState, left: list[str]) -> Finding:
         what="no process runs its handler" + (f"; {', '.join(left)} wait" if left else ""),
         why="its messages are kept, and nothing is done with them",
         remedy="start reliable-mq run or reliable-mq consume",
+    )
+
+
+def _unseen(state: GroupState, left: list[str]) -> Finding:
+    return Finding(
+        code="group-unseen",
+        severity=Severity.INFO,
+        subject=group_name(state.key),
+        what="whether a process runs its handler cannot be seen: exactly-once leaves no lease in "
+        "the database" + (f"; {', '.join(left)} wait" if left else ""),
+        why="if none runs, its messages are kept, and nothing is done with them",
+        remedy="look at the members of the group with Kafka's tools",
     )
 
 

@@ -132,6 +132,15 @@ def test_a_kafka_topic_that_keeps_longer_than_the_inbox_is_an_error(
     assert the(short, "inbox-retention").severity is ERROR
 
 
+def test_an_exactly_once_handler_does_not_count_as_idle(
+    kafka_url: str, make_mq: MakeMQ, unique: str
+) -> None:
+    mq = make_mq(kafka_url)
+    mq.handler(unique, group=f"{unique}-billing", guarantee="exactly-once")(ignore)
+    mq.declare()
+    assert of_groups(mq) == [("group-unseen", INFO)]
+
+
 def test_the_recommended_redis_has_no_finding_and_a_careless_one_has(
     own_server: OwnServer, make_mq: MakeMQ, unique: str
 ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Engine, StaticPool, create_engine, event
 
 from reliable_mq.adapter import Severity
 from reliable_mq.doctor import diagnose
@@ -118,6 +118,15 @@ def test_a_file_beside_a_networked_broker_is_a_warning(open_mq: OpenMQ, store: S
     assert codes(networked)["sqlite-networked-broker"] is WARNING
     for local in ("sql://", "memory://"):
         assert "sqlite-networked-broker" not in codes(open_mq(broker_url=local))
+
+
+def test_a_database_in_memory_outlives_the_look_at_it() -> None:
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    store = Store(engine=engine)
+    store.create()
+    assert seen(store) == {"sqlite-journal-mode": ERROR}
+    assert store.check() == []
+    engine.dispose()
 
 
 def test_an_sqlite_too_old_is_an_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

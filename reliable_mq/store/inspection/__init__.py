@@ -60,8 +60,6 @@ def inspect_store(store: Store, expected: Expected) -> StoreReport:
 
 def _looked(store: Store, expected: Expected) -> Iterator[Finding]:
     with store.engine.connect() as connection:
-        # Not to be used again: it gets limits of its own.
-        connection.detach()
         checks = _begin(connection, store)
         seen: set[str] = set()
         for finding in made([*checks, *common.CHECKS], connection, store, expected):
@@ -72,14 +70,16 @@ def _looked(store: Store, expected: Expected) -> Iterator[Finding]:
 
 
 def _begin(connection: Connection, store: Store) -> Iterable[Check]:
+    if store.dialect.name == "sqlite":
+        return sqlite.CHECKS
+    # Not to be used again: it gets limits of its own.
+    connection.detach()
     if store.dialect.name == "postgresql":
         connection.execute(text(f"SET lock_timeout = '{_PATIENCE}s'"))
         connection.commit()
         return postgresql.CHECKS
-    if store.dialect.name == "mysql":
-        connection.execute(text(f"SET SESSION lock_wait_timeout = {_PATIENCE}"))
-        return mysql.checks_of(product_of(connection))
-    return sqlite.CHECKS
+    connection.execute(text(f"SET SESSION lock_wait_timeout = {_PATIENCE}"))
+    return mysql.checks_of(product_of(connection))
 
 
 def _when_usable(store: Store) -> tuple[Check, ...]:
