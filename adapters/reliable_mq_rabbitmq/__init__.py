@@ -21,9 +21,14 @@ Query options, all others are refused (times in seconds):
     How long ``declare``, ``lag`` and ``inspect`` wait for each reply.
 ``confirm_window`` (1000)
     Unconfirmed messages of one topic in one call of ``publish``; at most 8 MiB of bodies, too.
-``cafile``, ``certfile``, ``keyfile``, ``server_hostname`` (``amqps://`` only)
+``cafile``, ``certfile``, ``keyfile``, ``server_hostname`` (encrypted only)
     Paths of PEM files: the authorities to trust instead of the system's, and a client certificate
     with its key. The name the certificate must have, where it is not the host's.
+``management``
+    ``http://host1:15672,host2`` or ``https://``: the management plugin's API, for ``inspect``
+    alone; ``https`` takes the options above, and ``amqps://`` allows ``http`` to this machine only.
+``management_user``, ``management_password``
+    Its user, where it is not the one of the URL. The tag ``monitoring`` lets it see everything.
 
 Client options: ``channel_max``, ``client_properties``, ``frame_max``, ``locale``,
 ``tcp_options``, as pika's ``ConnectionParameters`` takes them.

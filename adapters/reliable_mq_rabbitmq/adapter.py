@@ -97,6 +97,9 @@ class RabbitAdapter:
             prefetch=prefetch,
             instance=self._context.instance,
         )
+        for topic in topics:
+            spec = GroupSpec(topic=topic, group=group, ordered=ordered)
+            self._groups.setdefault((topic, group), spec)
         subscription = RabbitSubscription(self._options, plan)
         self._subscriptions.add(subscription)
         return subscription
@@ -124,7 +127,11 @@ class RabbitAdapter:
         return None
 
     def inspect(self) -> list[Finding]:
-        """Look at the connection, and at the topics and groups this adapter declared."""
+        """Look at the connection, and at topics and groups that were declared or subscribed to.
+
+        With ``management`` in the URL also at policies, bindings, replicas and alarms, and at the
+        groups that other services declared; else a finding says that nobody did.
+        """
         inspection = Inspection(self._asking(), self._options)
         return list(inspection.findings(self._context.topics, list(self._groups.values())))
 

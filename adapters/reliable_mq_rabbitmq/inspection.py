@@ -1,20 +1,21 @@
-"""What the broker shows over AMQP of settings that would break the promises.
+"""What the broker shows of settings that would break the promises.
 
-Policies are not among it: those are seen by the management interface only.
+Over AMQP it shows little, and no policies: those are seen by the management API only, where the
+URL names it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from ipaddress import ip_address
 from typing import Any
 
 from reliable_mq.adapter import Finding, GroupSpec, Severity, TopicSpec
-from reliable_mq_rabbitmq import errors
+from reliable_mq_rabbitmq import audit, errors
 from reliable_mq_rabbitmq.asking import AskingChannel
 from reliable_mq_rabbitmq.connection import Connection
 from reliable_mq_rabbitmq.declare import existing_partitions, message_count
-from reliable_mq_rabbitmq.options import Options
+from reliable_mq_rabbitmq.management import Management
+from reliable_mq_rabbitmq.options import Options, is_loopback
 from reliable_mq_rabbitmq.topology import layout_of, queue_arguments
 
 _OLDEST_VERSION = (3, 8)
@@ -39,6 +40,10 @@ class Inspection:
                 yield _missing(f"topic {topic!r}", f"there is no exchange {topic!r}")
         for group in sorted(groups, key=lambda spec: (spec.topic, spec.group)):
             yield from self._group(group, topics)
+        if self._options.management is None:
+            yield audit.unchecked()
+        else:
+            yield from audit.Audit(Management(self._options)).findings(topics, groups)
 
     def _version(self) -> Iterator[Finding]:
         version = str(self._connection.opened().server_properties.get("version", ""))
@@ -101,15 +106,19 @@ class Inspection:
 
 def plain_text_findings(options: Options) -> Iterator[Finding]:
     """Warn of a password that travels as plain text to another machine."""
-    far = [host for host, _ in options.hosts if not _is_loopback(host)]
-    if far and not options.tls:
-        yield Finding(
-            severity=Severity.WARNING,
-            subject="broker_url",
-            what=f"amqp:// sends password and messages to {', '.join(far)} as plain text",
-            why="whoever can listen on the way can read and send messages",
-            remedy="use amqps://, unless that network is private",
-        )
+    hosts = () if options.tls else options.hosts
+    place = options.management
+    asked = () if place is None or place.tls else place.hosts
+    for scheme, places, remedy in (("amqp", hosts, "amqps"), ("http", asked, "https")):
+        far = [host for host, _ in places if not is_loopback(host)]
+        if far:
+            yield Finding(
+                severity=Severity.WARNING,
+                subject="broker_url",
+                what=f"{scheme}:// sends password and data to {', '.join(far)} as plain text",
+                why="whoever can listen on the way can read them, and act as this user",
+                remedy=f"use {remedy}://, unless that network is private",
+            )
 
 
 def _missing(subject: str, what: str) -> Finding:
@@ -120,10 +129,3 @@ def _missing(subject: str, what: str) -> Finding:
         why="messages for it have no place to go; they wait in the outbox",
         remedy="run declare",
     )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
@@ -16,10 +17,22 @@ from reliable_mq.redaction import redact_url
 PLAIN_PORT = 5672
 TLS_PORT = 5671
 
+MANAGEMENT_PORT = 15672
+MANAGEMENT_TLS_PORT = 15671
+
 _TLS_OPTIONS = frozenset({"cafile", "certfile", "keyfile", "server_hostname"})
 _CLIENT_OPTIONS = frozenset(
     {"channel_max", "client_properties", "frame_max", "locale", "tcp_options"}
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where the management API is: hosts of the cluster, any of which answers for all."""
+
+    hosts: tuple[tuple[str, int], ...]
+    path: str = ""
+    tls: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +53,9 @@ class Options:
     blocked_connection_timeout: float = 30.0
     operation_timeout: float = 30.0
     confirm_window: int = 1000
+    management: Place | None = None
+    management_user: str | None = None
+    management_password: str | None = field(default=None, repr=False)
     client: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def parameters(self, host: str, port: int, name: str) -> pika.ConnectionParameters:
@@ -68,7 +84,13 @@ class Options:
     def _ssl_options(self, host: str) -> pika.SSLOptions | None:
         if not self.tls:
             return None
-        # The default context requires a certificate and compares the host name.
+        return pika.SSLOptions(self.tls_context(), self.server_hostname or host)
+
+    def tls_context(self) -> ssl.SSLContext:
+        """Return a context that requires a certificate and compares the host name.
+
+        Raises :class:`ConfigurationError` for certificates that cannot be read.
+        """
         try:
             context = ssl.create_default_context(cafile=self.cafile)
             if self.certfile is not None:
@@ -78,7 +100,7 @@ class Options:
             raise ConfigurationError(
                 f"the certificates or the key of broker_url ({files}) cannot be read: {error}"
             ) from error
-        return pika.SSLOptions(context, self.server_hostname or host)
+        return context
 
 
 def parse(url: str, client_options: Mapping[str, object]) -> Options:
@@ -91,6 +113,8 @@ def parse(url: str, client_options: Mapping[str, object]) -> Options:
     tls = parts.scheme.lower() == "amqps"
     user, _, password = userinfo.partition(":")
     query = _Query(parts.query, url)
+    management = query.management(encrypted=tls)
+    place = management.get("management")
     options = Options(
         hosts=tuple(
             _host(part, TLS_PORT if tls else PLAIN_PORT, url) for part in netloc.split(",")
@@ -100,7 +124,8 @@ def parse(url: str, client_options: Mapping[str, object]) -> Options:
         password=unquote(password) if userinfo else "guest",
         tls=tls,
         client=_client_options(client_options),
-        **query.tls(allowed=tls),
+        **management,
+        **query.tls(allowed=tls or (place is not None and place.tls)),
         **query.numbers(),
     )
     query.refuse_the_rest()
@@ -137,6 +162,39 @@ def _host(text: str, default_port: int, url: str) -> tuple[str, int]:
     return host, port or default_port
 
 
+def _place(url: str) -> Place:
+    """Return where the management API is. The texts of errors do not show *url*, which may hold
+    a password that nobody recognises as one."""
+    wrong = ConfigurationError(
+        "broker_url: the option management is not understood: write "
+        "management=http://host1:15672,host2 or https://, without a user; that one is in "
+        "management_user and management_password, where it is not the one of broker_url"
+    )
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise wrong from None
+    if parts.scheme not in ("http", "https") or parts.query or parts.fragment:
+        raise wrong
+    if "@" in parts.netloc or not all(parts.netloc.split(",")):
+        raise wrong
+    tls = parts.scheme == "https"
+    port = MANAGEMENT_TLS_PORT if tls else MANAGEMENT_PORT
+    try:
+        hosts = tuple(_host(part, port, "") for part in parts.netloc.split(","))
+    except ConfigurationError:
+        raise wrong from None
+    return Place(hosts=hosts, path=parts.path.rstrip("/"), tls=tls)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether *host* is this machine, so that nobody can listen on the way."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
 class _Query:
     """The query of the URL, from which each option is taken once."""
 
@@ -152,10 +210,29 @@ class _Query:
         found = {name: self._left.pop(name) for name in _TLS_OPTIONS & self._left.keys()}
         if found and not allowed:
             raise ConfigurationError(
-                f"broker_url {self._url!r}: {', '.join(sorted(found))} needs amqps://"
+                f"broker_url {self._url!r}: {', '.join(sorted(found))} needs amqps://, or a "
+                "management API by https://"
             )
         if "keyfile" in found and "certfile" not in found:
             raise ConfigurationError(f"broker_url {self._url!r}: keyfile needs certfile")
+        return found
+
+    def management(self, *, encrypted: bool) -> dict[str, Any]:
+        names = ("management", "management_user", "management_password")
+        found: dict[str, Any] = {n: self._left.pop(n) for n in names if self._left.get(n)}
+        if not found:
+            return found
+        if "management" not in found or len(found) == 2:
+            raise ConfigurationError(
+                "broker_url: management_user and management_password go together, with management"
+            )
+        found["management"] = place = _place(found["management"])
+        far = [host for host, _ in place.hosts if not is_loopback(host)]
+        if encrypted and far and not place.tls:
+            raise ConfigurationError(
+                f"broker_url: management=http:// would send the password to {', '.join(far)} as "
+                "plain text, though the broker is reached by amqps://; use https://"
+            )
         return found
 
     def numbers(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ They are public. A producer or consumer that does not use this library may rely 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,20 @@ def single_queue(topic: str, group: str) -> str:
 def partition_queue(topic: str, group: str, partition: int) -> str:
     """Return the queue of one partition where the topic has several."""
     return f"{topic}.{group}.{partition}"
+
+
+def matches(binding_key: str, routing_key: str) -> bool:
+    """Tell whether a topic exchange routes *routing_key* by a binding with *binding_key*."""
+    return _match(binding_key.split("."), routing_key.split("."))
+
+
+def _match(pattern: Sequence[str], words: Sequence[str]) -> bool:
+    if not pattern:
+        return not words
+    head, *rest = pattern
+    if head == "#":
+        return any(_match(rest, words[skipped:]) for skipped in range(len(words) + 1))
+    return bool(words) and head in ("*", words[0]) and _match(rest, words[1:])
 
 
 def members_queue(topic: str, group: str) -> str:

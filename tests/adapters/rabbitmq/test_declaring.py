@@ -5,12 +5,10 @@ from collections.abc import Callable
 import pika
 import pytest
 
-from reliable_mq.adapter import SENT, Adapter, GroupSpec, Severity, TopicSpec
+from reliable_mq.adapter import SENT, Adapter, GroupSpec, TopicSpec
 from reliable_mq.errors import ConfigurationError, TransportError
 from reliable_mq.testing.contract.messages import message, numbered
 from reliable_mq.testing.contract.readers import Reader
-from reliable_mq_rabbitmq.inspection import plain_text_findings
-from reliable_mq_rabbitmq.options import parse
 from tests.adapters.rabbitmq.conftest import GROUP, Broker
 from tests.adapters.rabbitmq.foreign import channel
 
@@ -202,43 +200,6 @@ def test_lag_of_a_group_that_was_not_declared_is_a_configuration_error(
     declare()
     with pytest.raises(ConfigurationError, match=r"orders\.audit"):
         adapter.lag("orders", "audit")
-
-
-def test_inspect_finds_nothing_wrong_with_what_was_declared(
-    adapter: Adapter, declare: Declare
-) -> None:
-    declare(partitions=2, ordered=True)
-    declare("other")
-    assert adapter.inspect() == []
-
-
-def test_inspect_finds_what_is_missing_and_what_is_different(
-    adapter: Adapter, declare: Declare, rabbitmq_url: str, topics: dict[str, TopicSpec]
-) -> None:
-    for name in ("deleted", "classic", "resized"):
-        declare(name)
-    with channel(rabbitmq_url) as plain:
-        plain.queue_delete("deleted.billing")
-        plain.queue_delete("classic.billing")
-        plain.queue_declare("classic.billing", durable=True)
-    topics["resized"] = TopicSpec(name="resized", partitions=4)
-    topics["undeclared"] = TopicSpec(name="undeclared")
-    findings = adapter.inspect()
-    assert {one.severity for one in findings} == {Severity.ERROR}
-    texts = sorted(f"{one.subject}: {one.what}" for one in findings)
-    assert len(texts) == 4
-    assert "classic" in texts[0]
-    assert "'deleted.billing'" in texts[1]
-    assert "exist for 1 partitions, 4 are named" in texts[2]
-    assert "'undeclared'" in texts[3]
-
-
-def test_inspect_warns_of_a_password_that_travels_as_plain_text() -> None:
-    (finding,) = plain_text_findings(parse("amqp://localhost,broker.example", {}))
-    assert finding.severity is Severity.WARNING
-    assert "broker.example" in finding.what
-    assert list(plain_text_findings(parse("amqps://broker.example", {}))) == []
-    assert list(plain_text_findings(parse("amqp://localhost,127.0.0.2,[::1]", {}))) == []
 
 
 def test_no_record_of_pikas_shows_above_debug_and_none_shows_the_password(
