@@ -1,0 +1,285 @@
+"""Three RabbitMQ nodes, some of which are dead."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.orm import Session
+
+from reliable_mq import Message, PublishUnconfirmedError, ReliableMQ, Settings
+from reliable_mq.adapter import SENT, Adapter, AdapterContext, GroupSpec, TopicSpec, Unknown
+from reliable_mq.registry import open_adapter
+from reliable_mq.testing.contract.messages import (
+    decoded,
+    number_of,
+    numbered,
+)
+from reliable_mq.testing.contract.readers import Reader
+from tests.adapters.rabbitmq.servers import started
+from tests.brokers import RabbitMQCluster
+from tests.clusters.traffic import Publishing, without_repeats
+from tests.e2e.shop import effects, leave, metadata
+from tests.e2e.waiting import until
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
+
+GROUP = "billing"
+PARTITIONS = 4
+KEYS = [f"key-{index}" for index in range(8)]
+SLOW = 120.0
+
+Numbers = dict[str, list[int]]
+Opened = Callable[..., Adapter]
+
+
+@pytest.fixture(scope="module")
+def nodes(request: pytest.FixtureRequest) -> Iterator[RabbitMQCluster]:
+    server = RabbitMQCluster()
+    for _ in started(request, server):
+        yield server
+
+
+@pytest.fixture
+def cluster(nodes: RabbitMQCluster) -> Iterator[RabbitMQCluster]:
+    """The cluster, whole at the beginning of each test."""
+    yield nodes
+    dead = {0, 1, 2} - set(nodes.alive)
+    if dead:
+        nodes.restart(*dead)
+
+
+@pytest.fixture
+def url(cluster: RabbitMQCluster, unique: str) -> str:
+    """A virtual host of its own, by way of all nodes."""
+    return cluster.create_vhost(unique)
+
+
+@pytest.fixture
+def topics() -> dict[str, TopicSpec]:
+    return {"orders": TopicSpec(name="orders", partitions=PARTITIONS)}
+
+
+@pytest.fixture
+def opened(url: str, topics: dict[str, TopicSpec]) -> Iterator[Opened]:
+    with ExitStack() as stack:
+
+        def make(instance: str, *, where: str = url) -> Adapter:
+            adapter = open_adapter(where, AdapterContext(instance=instance, topics=topics))
+            stack.callback(adapter.close)
+            return adapter
+
+        yield make
+
+
+@pytest.fixture
+def publisher(opened: Opened, topics: dict[str, TopicSpec]) -> Adapter:
+    """An adapter that has declared the topic with an ordered group and another one."""
+    adapter = opened("publisher")
+    groups = [GroupSpec(topic="orders", group=GROUP, ordered=True)]
+    adapter.declare([topics["orders"]], [*groups, GroupSpec(topic="orders", group="audit")])
+    return adapter
+
+
+@pytest.fixture
+def seen(postgresql_url: str) -> Iterator[Callable[[], Numbers]]:
+    """Return by group and key what the handlers have done, in the order of their effects."""
+    engine: Engine = create_engine(postgresql_url)
+    metadata.create_all(engine)
+
+    def look() -> Numbers:
+        found = defaultdict(list)
+        for what in effects(engine):
+            who, _, number = what.rpartition(":")
+            found[who].append(int(number))
+        return found
+
+    yield look
+    engine.dispose()
+
+
+@pytest.fixture
+def running(
+    url: str, publisher: Adapter, postgresql_url: str, seen: object
+) -> Iterator[Callable[[], ReliableMQ]]:
+    """Start a process' worth of consumers, in this process: an ordered group and another one."""
+    with ExitStack() as stack:
+
+        def start() -> ReliableMQ:
+            settings = Settings(broker_url=url, database_url=postgresql_url)
+            mq = stack.enter_context(ReliableMQ(settings))
+            topic = mq.topic("orders", int, partitions=PARTITIONS)
+
+            @mq.handler(topic, group=GROUP, ordered=True, concurrency=4)
+            def bill(number: int, session: Session, message: Message) -> None:
+                leave(session, f"{message.key}:{number}")
+
+            @mq.handler(topic, group="audit", concurrency=4)
+            def audit(number: int, session: Session, message: Message) -> None:
+                leave(session, f"audit {message.key}:{number}")
+
+            stack.enter_context(mq.running())
+            return mq
+
+        yield start
+
+
+def received(adapter: Adapter, count: int) -> Numbers:
+    """Return by key what the group finds in the queues, which is *count* different messages."""
+    reader = Reader(adapter.subscribe(["orders"], GROUP, prefetch=60_000, ordered=True))
+    found: Numbers = defaultdict(list)
+
+    def whole() -> bool:
+        for one in reader.step_through_outage():
+            found[decoded(one).key or ""].append(number_of(one))
+        return sum(len(set(numbers)) for numbers in found.values()) >= count
+
+    until(whole, lambda: f"{count} messages, {dict(found)}", seconds=SLOW)
+    reader.close()
+    return found
+
+
+def handles(seen: Callable[[], Numbers], count: int) -> None:
+    """Wait until so many more effects are there."""
+
+    def total() -> int:
+        return sum(map(len, seen().values()))
+
+    before = total()
+    until(lambda: total() >= before + count, f"{count} effects", seconds=SLOW)
+
+
+def all_handled_once(seen: Callable[[], Numbers], sent: Numbers) -> None:
+    """Wait for all effects; check that none is there twice, and the order of the ordered group."""
+    expected = 2 * sum(map(len, sent.values()))
+
+    def total() -> int:
+        return sum(map(len, seen().values()))
+
+    until(lambda: total() >= expected, lambda: f"{expected} effects, {total()}", seconds=SLOW)
+    found = seen()
+    assert {key: found.pop(key) for key in sent} == sent
+    assert {who: sorted(numbers) for who, numbers in found.items()} == {
+        f"audit {key}": numbers for key, numbers in sent.items()
+    }
+
+
+def report(what: str, publishing: Publishing) -> None:
+    """Print what is measured and not asserted."""
+    print(
+        f"\n{what}: {publishing.count} confirmed, longest silence "
+        f"{publishing.longest_silence():.1f} s, {publishing.repeated} rounds sent again"
+    )
+
+
+# --- a leader dies ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["on the leader", "beside the leader"])
+def test_all_that_was_confirmed_survives_its_leader_in_the_order_of_each_key(
+    cluster: RabbitMQCluster,
+    publisher: Adapter,
+    opened: Opened,
+    url: str,
+    unique: str,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+) -> None:
+    victim = cluster.leader(f"orders.{GROUP}.0", unique)
+    # Hosts are tried in random order; not here, where the last one is the first.
+    monkeypatch.setattr(random, "shuffle", lambda hosts: None)
+    ports = [node.port() for node in cluster.nodes]
+    first = ports.pop(victim)
+    order = [*ports, first] if place == "on the leader" else [first, *ports]
+    hosts = ",".join(f"127.0.0.1:{port}" for port in order)
+    adapter = opened("traffic", where=f"amqp://guest:guest@{hosts}/{unique}")
+    with Publishing(adapter, "orders", KEYS) as publishing:
+        until(publishing.progressed, "traffic", seconds=SLOW)
+        cluster.kill(victim)
+        until(publishing.progressed, "traffic without the leader", seconds=SLOW)
+    report(f"leader killed, publisher {place}", publishing)
+    found = received(adapter, publishing.count)
+    assert {key: without_repeats(found[key]) for key in KEYS} == publishing.sent
+
+
+def test_groups_go_on_without_the_leader(
+    cluster: RabbitMQCluster,
+    publisher: Adapter,
+    running: Callable[[], ReliableMQ],
+    seen: Callable[[], Numbers],
+    unique: str,
+) -> None:
+    mq = running()
+    with Publishing(publisher, "orders", KEYS) as publishing:
+        for partition in (0, 1):
+            handles(seen, 100)
+            victim = cluster.leader(f"orders.{GROUP}.{partition}", unique)
+            cluster.kill(victim)
+            began = time.monotonic()
+            handles(seen, 100)
+            print(f"\nleader killed, 100 effects later: {time.monotonic() - began:.1f} s")
+            cluster.restart(victim)
+    report("leaders killed, with consumers", publishing)
+    all_handled_once(seen, publishing.sent)
+    groups = [("orders", GROUP), ("orders", "audit")]
+    until(lambda: [mq.status().groups[one].lag for one in groups] == [0, 0], "lag 0", seconds=SLOW)
+
+
+# --- all of them, one after the other -----------------------------------------------------------
+
+
+def test_a_rolling_restart_under_traffic_loses_and_repeats_nothing(
+    cluster: RabbitMQCluster,
+    publisher: Adapter,
+    running: Callable[[], ReliableMQ],
+    seen: Callable[[], Numbers],
+) -> None:
+    running()
+    with Publishing(publisher, "orders", KEYS) as publishing:
+        for node in range(3):
+            handles(seen, 50)
+            cluster.terminate(node)
+            handles(seen, 50)
+            cluster.restart(node)
+    report("rolling restart", publishing)
+    all_handled_once(seen, publishing.sent)
+
+
+# --- no majority --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("leader", ["lives", "is dead"])
+def test_without_a_majority_nothing_is_falsely_confirmed_and_it_goes_on_with_one(
+    cluster: RabbitMQCluster,
+    topics: dict[str, TopicSpec],
+    url: str,
+    unique: str,
+    opened: Opened,
+    postgresql_url: str,
+    leader: str,
+) -> None:
+    topics["orders"] = TopicSpec(name="orders")
+    adapter = opened("publisher")
+    adapter.declare([topics["orders"]], [GroupSpec(topic="orders", group=GROUP, ordered=True)])
+    first, second, third = (numbered("orders", [number]) for number in (1, 2, 3))
+    assert adapter.publish(first, SLOW) == [SENT]
+    leads = cluster.leader(f"orders.{GROUP}", unique)
+    survivor = leads if leader == "lives" else (leads + 1) % 3
+    dead = [one for one in range(3) if one != survivor]
+    for one in dead:
+        cluster.kill(one)
+    assert [type(one) for one in adapter.publish(second, 8.0)] == [Unknown]
+    settings = Settings(broker_url=url, database_url=postgresql_url, auto_declare=False)
+    with ReliableMQ(settings) as mq, pytest.raises(PublishUnconfirmedError):
+        mq.publish_direct("orders", 99, key="other", timeout=8)
+    cluster.restart(*dead)
+    began = time.monotonic()
+    until(lambda: adapter.publish(second, 30.0) == [SENT], "a confirmation", seconds=SLOW)
+    print(f"\na majority again: confirmed after {time.monotonic() - began:.1f} s")
+    assert adapter.publish(third, SLOW) == [SENT]
+    assert without_repeats(received(adapter, 3)["key"]) == [1, 2, 3]
