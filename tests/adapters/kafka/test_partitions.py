@@ -91,6 +91,16 @@ def test_each_ownership_has_a_higher_epoch() -> None:
     assert share.add(("orders", 0), 0.0).epoch > first.epoch
 
 
+def test_a_partition_is_not_found_under_the_epoch_of_an_ownership_that_is_over() -> None:
+    share = Share()
+    one = share.add(("orders", 0), 0.0)
+    ended = one.epoch
+    assert share.under("orders/0", ended) is one
+    share.begin_again(one)
+    assert share.under("orders/0", ended) is None
+    assert share.under("orders/0", one.epoch) is one
+
+
 @given(st.permutations(range(12)), st.integers(0, 12))
 def test_in_whatever_order_acks_come_nothing_undone_is_committed(
     order: list[int], count: int
