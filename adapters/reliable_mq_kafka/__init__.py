@@ -33,6 +33,12 @@ Options, as query parameters of the URL (durations in seconds):
     outputs, and whoever takes its partitions over, wait. To be within the brokers'
     ``transaction.max.timeout.ms``.
 
+``static_id=name``
+    A name for this process in its groups that lasts over its restarts (static membership), and
+    that no other process has. Who comes back within ``session_timeout`` finds its partitions
+    where they were, and nobody else notices. It does not leave its groups when it ends: its
+    partitions wait that long. Of two processes with one name the elder is out and says so.
+
 ``client_options`` are properties of librdkafka, each given to the clients that it applies to:
 ``client.id``, ``linger.ms``, ``compression.type``, ``fetch.min.bytes``, ``max.poll.interval.ms``,
 ``client.rack`` and so on, and the functions ``oauth_cb``, ``stats_cb`` and ``throttle_cb``.
@@ -54,6 +60,10 @@ writes to disk later: how many brokers may fail at once is for replication facto
 
 A message of *unknown* outcome is not in the client any more when ``publish`` returns. A broker
 that was sent it may still store it, as a copy of what is sent again before anything younger.
+
+Where deliveries are acknowledged out of order, the committed offset is the first that is not
+done, and those done behind it are named in the commit's metadata, as far as 3 KiB go: the next
+owner leaves them out.
 
 A partition belongs to one member of a group at a time. When it moves, what the old owner has
 finished is committed first; after a crash it moves when the session has expired, and what a

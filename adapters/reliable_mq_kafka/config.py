@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from hashlib import sha256
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
@@ -21,6 +22,8 @@ log = logging.getLogger("reliable_mq.kafka")
 
 HEADER_ROOM = 128 * 1024
 """Bytes that a message may have besides its body: key and headers at their limits, framing."""
+
+_MAX_NAME = 249
 
 Properties = dict[str, Any]
 OnCommit = Callable[[Any, list[TopicPartition]], None]
@@ -90,9 +93,19 @@ class Clients:
         )
 
     def consumer(self, health: Health, group: str, on_commit: OnCommit | None = None) -> Consumer:
-        """Return a new consumer of *group*."""
+        """Return a new consumer of *group*, which is not to join it."""
         with translated("cannot make a consumer"):
             return Consumer(self._consumer(health, group, on_commit), logger=_LOG)
+
+    def member(
+        self, health: Health, group: str, topics: Sequence[str], on_commit: OnCommit
+    ) -> Consumer:
+        """Return a new consumer that is to join *group* and subscribe to *topics*."""
+        properties = self._consumer(health, group, on_commit)
+        if self.options.static_id is not None:
+            properties["group.instance.id"] = _static_id(self.options.static_id, topics)
+        with translated("cannot make a consumer"):
+            return Consumer(properties, logger=_LOG)
 
     def admin(self, health: Health) -> AdminClient:
         """Return a new client for administration."""
@@ -199,6 +212,14 @@ class Clients:
                 kind(_unconnected(properties, self._location), logger=_LOG).close()
             except (KafkaException, TypeError, ValueError) as error:
                 raise ConfigurationError(_unusable(error)) from error
+
+
+def _static_id(process: str, topics: Sequence[str]) -> str:
+    """Return a name for the member: each handler of a process is a member by itself."""
+    name = f"{process}.{'.'.join(sorted(topics))}"
+    if len(name) <= _MAX_NAME:
+        return name
+    return f"{process}.{sha256(name.encode()).hexdigest()[:32]}"
 
 
 def _mechanism(location: Location, options: Options) -> str:

@@ -38,6 +38,8 @@ _REMEDIES: Mapping[int, str] = {
     "another way: stop them, or use another group",
     KafkaError.INVALID_SESSION_TIMEOUT: "change the option session_timeout of broker_url to "
     "within the brokers' group.min/max.session.timeout.ms",
+    KafkaError.FENCED_INSTANCE_ID: "another process has joined with the same static_id: give each "
+    "process its own in broker_url, and start this one again",
     KafkaError.GROUP_MAX_SIZE_REACHED: "the group has as many members as the brokers allow",
     KafkaError.UNSUPPORTED_VERSION: "these brokers are too old: Kafka 2.4 or later is needed",
     KafkaError._UNSUPPORTED_FEATURE: "these brokers are too old: Kafka 2.4 or later is needed",
@@ -98,6 +100,19 @@ def text_of(error: KafkaError) -> str:
 def is_refusal(error: KafkaError) -> bool:
     """Tell whether the connection was refused for a reason that only a person can mend."""
     return error.code() in CREDENTIALS or is_bad_certificate(error)
+
+
+def is_fatal(error: KafkaError) -> bool:
+    """Tell whether the client that reported *error* can do nothing more."""
+    # What a poll returns in the place of a record carries the code alone.
+    return error.fatal() or error.code() == KafkaError._FATAL
+
+
+def reason_of(error: KafkaError) -> KafkaError:
+    """Return what a fatal error of a consumer stands for, where that is known; else itself."""
+    fenced = KafkaError(KafkaError.FENCED_INSTANCE_ID)
+    # The client tells the reason in words only.
+    return fenced if is_fatal(error) and fenced.str() in error.str() else error
 
 
 def is_bad_certificate(error: KafkaError) -> bool:

@@ -59,7 +59,7 @@ _NEVER: Mapping[str, str] = {
     "sasl.password": f"{_URL}: user:password@",
     "session.timeout.ms": f"{_URL}: the option session_timeout",
     "group.id": "it is the group of the handler",
-    "group.instance.id": "two processes with one id would push each other out of the group",
+    "group.instance.id": f"{_URL}: the option static_id",
     "group.remote.assignor": _MEMBERS,
     "transactional.id": "two processes with one id would fence each other off",
     "transaction.timeout.ms": f"{_URL}: the option transaction_timeout",

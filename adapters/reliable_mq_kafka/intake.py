@@ -16,7 +16,7 @@ from reliable_mq_kafka.ahead import Ahead, Window
 from reliable_mq_kafka.commits import Commits
 from reliable_mq_kafka.completed import decode
 from reliable_mq_kafka.config import Clients
-from reliable_mq_kafka.errors import error_of, translate, translated
+from reliable_mq_kafka.errors import error_of, is_fatal, reason_of, translate, translated
 from reliable_mq_kafka.health import Health
 from reliable_mq_kafka.partitions import OwnedPartition, Place, Share, places_of
 from reliable_mq_kafka.records import KafkaRecord
@@ -54,8 +54,10 @@ class Intake:
         self._closing = False
         self.broken = False
         """Whether the client can do nothing more, and a new one is needed."""
+        self.barred: ReliableMQError | None = None
+        """Why no new client may take its place, if so: it would push out who took this one's."""
         self.commits = Commits(self._share, clients.options.commit_interval)
-        self._consumer = clients.consumer(self._health, group, self.commits.on_commit)
+        self._consumer = clients.member(self._health, group, topics, self.commits.on_commit)
         with translated(self._doing):
             self._consumer.subscribe(
                 self._topics,
@@ -114,9 +116,9 @@ class Intake:
             else:
                 self._read(room, timeout)
         except KafkaException as error:
-            # A fatal error comes out of the poll: this client will never receive again.
+            self._fail(error_of(error))
             self.broken = True
-            raise translate(error_of(error), self._doing) from error
+            raise translate(reason_of(error_of(error)), self._doing) from error
 
     def _read(self, room: int, timeout: float) -> None:
         count = self._consume(room)
@@ -178,8 +180,15 @@ class Intake:
         elif error.code() == KafkaError._MAX_POLL_EXCEEDED:
             log.warning("%s: nobody asked for too long (max.poll.interval.ms)", self._doing)
         else:
-            self.broken = self.broken or error.fatal()
-            self._trouble = translate(error, self._doing)
+            self._fail(error)
+
+    def _fail(self, error: KafkaError) -> None:
+        """Note an error of the client's; a fatal one means that it will never receive again."""
+        reason = reason_of(error)
+        self._trouble = translate(reason, self._doing)
+        self.broken = self.broken or is_fatal(error)
+        if reason.code() == KafkaError.FENCED_INSTANCE_ID:
+            self.barred = self._trouble
 
     # --- committing ---
 
@@ -387,11 +396,16 @@ class Intake:
                 return False
         return not self._health.troubled
 
+    def forsake(self) -> list[Lost]:
+        """Give up whatever a broken client owned; return what was lost since the last time."""
+        self._lose([TopicPartition(*one.place) for one in self._share])
+        return self.lost()
+
     def abandon(self) -> list[Lost]:
         """Throw a broken client away; return the loss of everything."""
-        self._lose([TopicPartition(*one.place) for one in self._share])
+        lost = self.forsake()
         self.leave(0.1)
-        return self.lost()
+        return lost
 
 
 def _end(consumer: Consumer, polite: bool) -> None:

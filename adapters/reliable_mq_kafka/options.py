@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -10,6 +11,7 @@ from reliable_mq.errors import ConfigurationError
 
 MECHANISMS = ("SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN", "OAUTHBEARER", "GSSAPI")
 WITH_PASSWORD = frozenset(MECHANISMS[:3])
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +26,7 @@ class Options:
     commit_interval: float = 0.5
     connect_timeout: float = 10.0
     transaction_timeout: float = 10.0
+    static_id: str | None = None
 
 
 def parse_options(query: Mapping[str, str]) -> Options:
@@ -53,6 +56,12 @@ def _mechanism(text: str) -> str:
     return text.upper()
 
 
+def _name(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise ValueError
+    return text
+
+
 def _path(text: str) -> str:
     if not text:
         raise ValueError
@@ -78,4 +87,5 @@ _PARSERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "commit_interval": (_seconds(0.02, 1.0), "seconds, 0.02 to 1,"),
     "connect_timeout": (_seconds(1, 300), "seconds, 1 to 300,"),
     "transaction_timeout": (_seconds(1, 900), "seconds, 1 to 900,"),
+    "static_id": (_name, "a name of letters, digits, '.', '_' and '-', up to 100,"),
 }

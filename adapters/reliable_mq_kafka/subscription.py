@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from reliable_mq.adapter import Batch, Lost, Received
-from reliable_mq.errors import TransportError
+from reliable_mq.errors import ReliableMQError, TransportError
 from reliable_mq_kafka.config import Clients
 from reliable_mq_kafka.intake import Intake
 
@@ -42,6 +42,8 @@ class KafkaSubscription:
             raise TransportError("this subscription is closed")
         end = time.monotonic() + timeout
         intake = self._open()
+        if intake.barred is not None:
+            return self._barred(intake, intake.barred)
         room = max(0, min(limit, self._prefetch - intake.held))
         intake.pull(room, 0.0)
         while not (intake.has_news or (room and intake.is_ready)):
@@ -57,12 +59,24 @@ class KafkaSubscription:
 
     def _open(self) -> Intake:
         """Return the group's member of this process; a client that has failed is replaced."""
-        if self._intake is not None and self._intake.broken:
-            self._lost += self._intake.abandon()
+        intake = self._intake
+        if intake is not None and intake.broken and intake.barred is None:
+            self._lost += intake.abandon()
             self._intake = None
         if self._intake is None:
-            self._intake = Intake(self._clients, self._topics, self._group)
+            self._intake = self._join()
         return self._intake
+
+    def _join(self) -> Intake:
+        """Make a new member."""
+        return Intake(self._clients, self._topics, self._group)
+
+    def _barred(self, intake: Intake, why: ReliableMQError) -> Batch:
+        """Report the loss of everything, once; then say why there will be no more."""
+        lost, self._lost = self._lost + intake.forsake(), []
+        if not lost:
+            raise why
+        return Batch((), lost)
 
     # --- acknowledging ---
 

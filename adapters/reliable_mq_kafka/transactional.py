@@ -112,15 +112,10 @@ class TransactionalSubscription(KafkaSubscription):
             self._settle()
         return super().receive(limit, timeout)
 
-    def _open(self) -> Intake:
+    def _join(self) -> Intake:
         """As before; what an earlier transaction has left open is undone first."""
-        if self._intake is not None and self._intake.broken:
-            self._lost += self._intake.abandon()
-            self._intake = None
-        if self._intake is None:
-            self._transactions.prepare(_PATIENCE)
-            self._intake = TransactionalIntake(self._clients, self._topics, self._group)
-        return self._intake
+        self._transactions.prepare(_PATIENCE)
+        return TransactionalIntake(self._clients, self._topics, self._group)
 
     def _settle(self) -> None:
         """Commit progress that has no outputs: markers of transactions at a partition's end."""
