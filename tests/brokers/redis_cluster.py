@@ -92,6 +92,15 @@ class RedisNodes(Server):
     def prepare(self) -> None:
         """Nothing: each node has a folder of its own."""
 
+    def following(self) -> bool:
+        """Whether all living replicas have the whole of what their master has.
+
+        One that dies, or sees its master die, during its first copy is never made the master.
+        """
+        facts = [self.nodes[number].info() for number in self.alive]
+        links = [info["master_link_status"] for info in facts if info["role"] == "slave"]
+        return all(link == "up" for link in links)
+
     def _chosen(self, one: int | None) -> Iterable[RedisNode]:
         return self.nodes if one is None else (self.nodes[one],)
 
@@ -158,6 +167,7 @@ class RedisSentinels(RedisNodes):
         return (
             primary["role"] == "master"
             and primary["connected_slaves"] == len(self.alive) - 1
+            and self.following()
             and all(view["num-slaves"] == view["num-other-sentinels"] == 2 for view in views)
             and all(view["flags"] == "master" for view in views)
             and all(view["port"] == views[0]["port"] for view in views)
@@ -250,6 +260,7 @@ class RedisCluster(RedisNodes):
             all("cluster_state:ok" in view for view in views)
             and all(f"cluster_known_nodes:{len(self.nodes)}" in view for view in views)
             and len(masters) == 3
+            and self.following()
             and (not whole or all(info["connected_slaves"] == 1 for info in masters))
         )
 
