@@ -210,7 +210,7 @@ def copying(own: Kafka, unique: str, tmp_path: Path) -> Iterator[Copying]:
 def test_a_killed_process_leaves_each_output_once(copying: Copying, point: str) -> None:
     with copying.start(point, at=2) as killed:
         copying.send(20)
-        until(lambda: point in killed.said() or copying.outputs(), killed.said)
+        until(lambda: f"at {point}:" in killed.said() or copying.outputs(), killed.said)
         copying.send(20)
         killed.wait_for_death()
     if point in {"produced", "offsets"}:
