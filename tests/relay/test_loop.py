@@ -255,6 +255,22 @@ def test_what_could_not_be_settled_is_settled_before_anything_else(store, broker
     assert waiting(store) == []
 
 
+def test_what_the_database_would_not_settle_before_the_stop_is_settled_after_it(store, broker):
+    commit(store, message("m"))
+    one = Running(make_relay(store, broker))
+
+    @event.listens_for(store.engine, "before_cursor_execute")
+    def fail(connection, cursor, statement, parameters, context, many):
+        if statement.startswith("DELETE") and not one.stop.is_set():
+            one.stop.set()
+            raise OperationalError(statement, {}, Exception("no space left"))
+
+    one.start()
+    eventually(lambda: not one.alive, "the end")
+    assert broker.log == ["m"]
+    assert waiting(store) == []
+
+
 def test_a_refused_message_that_cannot_be_held_stops_only_its_key(store, broker, caplog):
     """Say, somebody forgot a GRANT on that table."""
     broker.answer("bad", *[REFUSED] * 1000)

@@ -1,0 +1,70 @@
+"""Bugs of what talks to Kafka, RabbitMQ and Redis."""
+
+from __future__ import annotations
+
+from tests.seeded.bug import Bug, bug
+
+_PARTITIONS = "reliable_mq_kafka/partitions.py"
+_TAGS = "reliable_mq_rabbitmq/tags.py"
+_RUNS = "reliable_mq_rabbitmq/runs.py"
+_LUA = "reliable_mq_redis/lua/"
+
+BUGS: tuple[Bug, ...] = (
+    bug(
+        "Kafka: offsets are committed past an unfinished one",
+        _PARTITIONS,
+        "return next(iter(self._open), self._next)",
+        "return self._next",
+        "adapters/kafka/test_partitions.py::"
+        "test_the_watermark_is_the_first_offset_that_is_not_done",
+    ),
+    bug(
+        "Kafka: an acknowledgement of a former ownership counts for the new one",
+        _PARTITIONS,
+        "return one if one is not None and one.epoch == epoch else None",
+        "return one",
+        "adapters/kafka/test_partitions.py::"
+        "test_a_partition_is_not_found_under_the_epoch_of_an_ownership_that_is_over",
+    ),
+    bug(
+        "RabbitMQ: a multiple acknowledgement covers an unfinished one",
+        _TAGS,
+        "            if not done:\n                break\n",
+        "",
+        "adapters/rabbitmq/test_tags.py::test_competing_acks_behind_a_gap_are_sent_one_by_one",
+        "adapters/rabbitmq/test_tags.py::test_ordered_acks_behind_a_gap_wait_for_it",
+    ),
+    bug(
+        "RabbitMQ: a returned message counts as sent, for it is confirmed",
+        _RUNS,
+        "outcome if item.returned is None else Unroutable(item.returned)",
+        "outcome",
+        "adapters/rabbitmq/test_runs.py::"
+        "test_a_returned_message_is_unroutable_though_it_is_confirmed_and_so_are_its_followers",
+    ),
+    bug(
+        "RabbitMQ: the next of a key is sent whatever became of the one before",
+        _RUNS,
+        "        if outcome == SENT:\n            self._ready.append(item.follower)",
+        "        if True:\n            self._ready.append(item.follower)",
+        "adapters/rabbitmq/test_runs.py::test_a_nack_stops_its_key_and_no_other",
+    ),
+    bug(
+        "Redis: XACK without a look at who has the entry",
+        _LUA + "ack.lua",
+        "local ids = mine(KEYS[1], ARGV[1], ARGV[2], 3)",
+        "local ids = {unpack(ARGV, 3)}",
+        "adapters/redis/test_unordered.py::"
+        "test_a_stopped_member_acknowledges_nothing_that_was_taken_over",
+        servers="redis",
+    ),
+    bug(
+        "Redis: a former owner acknowledges in an ordered group",
+        _LUA + "ack_owned.lua",
+        "if own[1] ~= ARGV[2] or own[2] ~= ARGV[3] then return -1 end",
+        "",
+        "adapters/redis/test_ordered.py::"
+        "test_a_member_that_lost_its_partition_reports_it_and_settles_nothing",
+        servers="redis",
+    ),
+)

@@ -1,0 +1,231 @@
+"""Bugs of the consumer: when it acknowledges, what it remembers, what it does with a failure."""
+
+from __future__ import annotations
+
+from tests.seeded.bug import Bug, Edit, bug
+
+_GROUP = "reliable_mq/consumer/group.py"
+_PROCESSOR = "reliable_mq/consumer/processor.py"
+_SUBJECTS = "reliable_mq/consumer/subjects.py"
+_TRANSACTION = "reliable_mq/consumer/transaction.py"
+_GUARD = "reliable_mq/consumer/guard.py"
+_SCHEDULER = "reliable_mq/consumer/scheduler.py"
+_BATCHES = "reliable_mq/consumer/batches.py"
+_FAILURES = "reliable_mq/consumer/failures.py"
+_LANES = "reliable_mq/consumer/lanes.py"
+_APP = "reliable_mq/app.py"
+
+_HANDLING = "consumer/test_handling.py::"
+_ORDERED = (
+    "consumer/test_ordered.py::"
+    "test_later_messages_of_a_failed_key_wait_behind_it_and_other_keys_go_on[sqlite-1-1]"
+)
+_COMMIT = "        self.committing = True\n        self.connection.commit()"
+
+BUGS = (
+    bug(
+        "a delivery is acknowledged before its commit",
+        _GROUP,
+        "        self._accept(batch)\n",
+        "        subscription.ack(batch.deliveries)\n        self._accept(batch)\n",
+        _HANDLING + "test_effectively_once_is_not_acknowledged_before_its_commit[sqlite]",
+    ),
+    bug(
+        "a delivery about which nothing was decided is acknowledged",
+        _SCHEDULER,
+        "ended = [i for i, r in results if not isinstance(r, Again)]",
+        "ended = [i for i, _ in results]",
+        "consumer/test_scheduler.py::test_again_without_a_delay_comes_back_first",
+    ),
+    bug(
+        "a dead letter that cannot be written is acknowledged all the same",
+        _PROCESSOR,
+        "            # Also after a COMMIT of unknown outcome: the delivery starts again",
+        "            return Ended.DEAD #",
+        "consumer/test_group.py::"
+        "test_an_at_most_once_handler_whose_failure_cannot_be_stored_yet_is_not_run_again",
+    ),
+    bug(
+        "an at-most-once delivery is acknowledged after its handler",
+        _GROUP,
+        "            self._ack_first = AckFirst()\n",
+        "",
+        _HANDLING + "test_at_most_once_is_acknowledged_before_the_handler_runs[sqlite]",
+    ),
+    bug(
+        "the inbox is written and not asked",
+        _SUBJECTS,
+        "return self._not_new(transaction, subject)",
+        "return None",
+        _HANDLING + "test_the_same_message_again_is_skipped[sqlite]",
+    ),
+    bug(
+        "the inbox row is committed before the handler runs",
+        _SUBJECTS,
+        "        result = books.claim(transaction, self, done=True)\n",
+        "        result = books.claim(transaction, self, done=True)\n"
+        "        transaction.guard.finishing = True\n"
+        "        transaction.connection.exec_driver_sql('COMMIT')\n"
+        "        transaction.connection.exec_driver_sql('BEGIN')\n"
+        "        transaction.guard.finishing = False\n",
+        _HANDLING + "test_a_failure_undoes_its_effects_and_is_tried_again_after_the_delay[sqlite]",
+    ),
+    Bug(
+        "the inbox does not know groups",
+        (
+            Edit(
+                "reliable_mq/store/inbox.py",
+                '"consumer_group": group,',
+                '"consumer_group": "everybody",',
+            ),
+            Edit(
+                "reliable_mq/store/inbox.py",
+                "        return [\n            columns.consumer_group == group,",
+                '        return [\n            columns.consumer_group == "everybody",',
+            ),
+        ),
+        (_HANDLING + "test_two_groups_have_their_own_memory[sqlite]",),
+    ),
+    bug(
+        "another message under a known id is a duplicate",
+        "reliable_mq/store/inbox.py",
+        "return Seen.DUPLICATE if same else Seen.CONFLICT",
+        "return Seen.DUPLICATE",
+        _HANDLING + "test_the_same_id_with_another_body_is_a_dead_letter_and_replays_under_an_id"
+        "_of_its_own[sqlite]",
+    ),
+    bug(
+        "attempts are not counted in the store",
+        "reliable_mq/store/retries.py",
+        "                attempt=attempt,\n                due_at=",
+        "                attempt=waiting.attempt,\n                due_at=",
+        _HANDLING + "test_a_failure_undoes_its_effects_and_is_tried_again_after_the_delay[sqlite]",
+    ),
+    bug(
+        "a dead letter stays after its replay",
+        "reliable_mq/store/dead_letters.py",
+        "deleted = connection.execute(delete(self._table).where(self._table.c.id == id_))\n"
+        "        return _stored(row) if deleted.rowcount == 1 else None",
+        "return _stored(row)",
+        _HANDLING + "test_a_replay_is_handled_once_and_may_die_again[sqlite]",
+    ),
+    bug(
+        "a dead letter is not sent to its topic",
+        _FAILURES,
+        "if added and self._settings.dead_letter.publish:",
+        "if not added:",
+        _HANDLING + "test_the_last_failure_makes_a_dead_letter_with_everything_in_it[sqlite]",
+    ),
+    bug(
+        "a database error that the handler swallowed is overlooked",
+        _GUARD,
+        "        if self.error is not None:\n            raise",
+        "        if False:\n            raise",
+        _HANDLING + "test_a_swallowed_database_error_does_not_end_as_handled[sqlite]",
+    ),
+    bug(
+        "a handler may commit by SQL",
+        _GUARD,
+        "        guard.refuse(statement)\n",
+        "        return\n",
+        _HANDLING + "test_a_handler_cannot_end_its_transaction_by_sql[sqlite-COMMIT]",
+    ),
+    bug(
+        "a handler that wants to end the process has succeeded",
+        _PROCESSOR,
+        "return self._judge(subject, stopped, progress, tries)",
+        "return Ended.HANDLED",
+        _HANDLING + "test_a_handler_that_wants_to_end_the_process_has_failed[sqlite-SystemExit]",
+    ),
+    bug(
+        "a handler that ran out of time has succeeded",
+        _LANES,
+        "    async with asyncio.timeout(timeout):\n        await handler",
+        "    try:\n        async with asyncio.timeout(timeout):\n            await handler\n"
+        "    except TimeoutError:\n        return",
+        "consumer/test_async.py::test_a_timeout_cancels_the_attempt_and_undoes_its_effects[sqlite]",
+    ),
+    bug(
+        "what follows a failed message of its key does not wait",
+        _SUBJECTS,
+        "        if not books.retries.key_waits(",
+        "        if True or not books.retries.key_waits(",
+        _ORDERED,
+    ),
+    Bug(
+        "waiting messages of a key are retried in any order",
+        (
+            Edit(
+                "reliable_mq/store/retries.py",
+                "            query = query.where(~self._earlier_exists())\n        return [",
+                "            pass\n        return [",
+            ),
+            Edit(
+                _SUBJECTS,
+                "if self._books.ordered and not retries.is_head(connection, self._waiting):",
+                "if False:",
+            ),
+        ),
+        (_ORDERED,),
+    ),
+    bug(
+        "a batch whose handler failed is acknowledged whole",
+        _BATCHES,
+        'log.debug("a batch of %d failed, each by itself now: %r", len(together), error)',
+        "return [(item, Ended.HANDLED) for item in items]",
+        "consumer/test_batches.py::"
+        "test_a_failure_in_a_batch_is_the_failed_messages_alone_and_the_batch_was_no_attempt"
+        "[sqlite]",
+    ),
+    bug(
+        "a batch handles what was handled before",
+        _BATCHES,
+        "in zip(items, payloads, strict=True)\n                if item.message.id in new\n",
+        "in zip(items, payloads, strict=True)\n",
+        "consumer/test_batches.py::"
+        "test_copies_inside_a_batch_and_from_before_are_applied_once[sqlite]",
+    ),
+    bug(
+        "a stop acknowledges what did not run",
+        _SCHEDULER,
+        "            self._stopped = True\n",
+        "            self._stopped = True\n"
+        "            self._finished.extend(item.received for item in self._live.values())\n",
+        "consumer/test_group.py::test_a_stop_says_exactly_how_many_deliveries_it_left",
+    ),
+    bug(
+        "deliveries of a lost partition are acknowledged",
+        _SCHEDULER,
+        "        if id(item) in self._live:\n            self._forget(item)\n",
+        "        if True:\n            self._live.pop(id(item), None)\n",
+        "consumer/test_scheduler.py::test_work_that_was_lost_meanwhile_is_not_acknowledged",
+    ),
+    bug(
+        "two workers take one key",
+        _SCHEDULER,
+        "                    self._enqueue(key, item)",
+        "                    self._free.append(item)",
+        "consumer/test_scheduler.py::test_a_key_is_given_to_one_worker_at_a_time",
+    ),
+    bug(
+        "a publish without a transaction goes past the outbox",
+        _APP,
+        "        target = session if session is not None else",
+        "        if session is None and current.innermost(runtime.store) is None:\n"
+        "            return self._send(message, None)\n"
+        "        target = session if session is not None else",
+        _HANDLING
+        + "test_at_least_once_has_no_current_transaction_and_retries_from_the_store[sqlite]",
+    ),
+    bug(
+        "a COMMIT of unknown outcome counts as a success",
+        _TRANSACTION,
+        _COMMIT,
+        "        self.committing = True\n"
+        "        try:\n            self.connection.commit()\n"
+        "        except Exception:\n            pass",
+        "e2e/test_unknown_commit.py::test_of_a_handler_its_effects_are_there_once"
+        "[postgresql-before_commit]",
+        servers="postgresql",
+    ),
+)

@@ -1,0 +1,143 @@
+"""Bugs of the relay: what it counts as sent, what it does after a failure, whose rows it sends."""
+
+from __future__ import annotations
+
+from tests.seeded.bug import Bug, Edit, bug
+
+_RELAY = "reliable_mq/relay/relay.py"
+_VERDICT = "reliable_mq/relay/verdict.py"
+_READING = "reliable_mq/store/outbox/reading.py"
+_SENDING = "reliable_mq/store/outbox/sending.py"
+_IS_SENT = "if isinstance(outcome, Sent):"
+_PUBLISH = "            outcomes = self._sender.publish("
+
+BUGS = (
+    Bug(
+        "rows are deleted before they are published",
+        (
+            Edit(
+                _RELAY, "outbox.sending import sendable", "outbox.sending import sendable, settle"
+            ),
+            Edit(
+                _RELAY,
+                _PUBLISH,
+                "            settle(self._store, [row for row, _ in readable], [])\n" + _PUBLISH,
+            ),
+        ),
+        (
+            "relay/test_outcomes.py::test_trap_6_an_outage_deletes_nothing_and_is_told_once_each_way"
+            "[sqlite]",
+        ),
+    ),
+    bug(
+        "an unknown outcome counts as sent",
+        _VERDICT,
+        _IS_SENT,
+        "if isinstance(outcome, Sent | Unknown):",
+        "relay/test_outcomes.py::test_trap_6_an_outage_deletes_nothing_and_is_told_once_each_way"
+        "[sqlite]",
+    ),
+    bug(
+        "a message without a route counts as sent",
+        _VERDICT,
+        _IS_SENT,
+        "if isinstance(outcome, Sent | Unroutable):",
+        "relay/test_outcomes.py::"
+        "test_trap_6_a_topic_nobody_listens_to_stays_is_shown_and_is_tried_again[sqlite]",
+    ),
+    bug(
+        "a refused message counts as sent",
+        _VERDICT,
+        _IS_SENT,
+        "if isinstance(outcome, Sent | Refused):",
+        "relay/test_outcomes.py::test_a_refused_message_is_held_with_its_cause[sqlite]",
+    ),
+    bug(
+        "a key is not stopped at its first failure",
+        _VERDICT,
+        "                verdict.stopped.add(row.key)",
+        "                pass",
+        "relay/test_order.py::"
+        "test_keys_that_a_batch_did_not_send_are_left_out_of_the_next_one[sqlite]",
+    ),
+    bug(
+        "messages go on behind a held one of their key",
+        _READING,
+        "held.c.topic == outbox.c.topic, held.c.message_key == outbox.c.message_key",
+        "held.c.id == outbox.c.id",
+        "relay/test_order.py::test_messages_committed_behind_a_held_one_wait_too[sqlite]",
+        "relay/test_order.py::test_trap_11_a_refused_message_stops_its_key_and_no_other[sqlite]",
+    ),
+    bug(
+        "the outbox is read on from the last id",
+        _READING,
+        "            found.sort(key=itemgetter(_ID))\n",
+        "            last = getattr(self, '_last', 0)\n"
+        "            found = sorted((r for r in found if r[_ID] > last), key=itemgetter(_ID))\n"
+        "            self._last = max([last, *(r[_ID] for r in found)])\n",
+        "relay/test_order.py::"
+        "test_an_unknown_outcome_is_sent_again_with_the_same_id_before_what_follows_it[sqlite]",
+    ),
+    bug(
+        "a row that cannot be read ends the round",
+        _RELAY,
+        "unreadable.append((row, str(error)))",
+        "raise",
+        "relay/test_outcomes.py::"
+        "test_trap_10_a_row_that_cannot_be_read_is_held_and_blocks_nobody[sqlite-headers]",
+    ),
+    bug(
+        "a row that cannot be read vanishes",
+        _RELAY,
+        "verdict.refuse(row, cause)",
+        "verdict.sent.append(row)",
+        "relay/test_outcomes.py::"
+        "test_trap_10_a_row_that_cannot_be_read_is_held_and_blocks_nobody[sqlite-key]",
+    ),
+    bug(
+        "the relay's loop ends with the first exception",
+        _RELAY,
+        "            self._failures += 1\n",
+        "            self._failures += 1\n            raise\n",
+        "relay/test_loop.py::test_trap_10_whatever_a_round_meets_does_not_end_the_loop[sqlite]",
+    ),
+    bug(
+        "a relay holds rows whose slot is no longer its own",
+        _SENDING,
+        "wanted = [item for item in unfit if str(item.row.slot) in ours]",
+        "wanted = list(unfit)",
+        "relay/test_sharing.py::test_trap_9_a_stopped_relay_that_resumes_holds_nothing[sqlite]",
+    ),
+    bug(
+        "a relay publishes without looking at its lease",
+        _RELAY,
+        "return left >= self._publish_timeout / 2",
+        "return True",
+        "relay/test_sharing.py::"
+        "test_trap_9_a_stopped_relay_that_resumes_publishes_nothing_more[sqlite]",
+    ),
+    bug(
+        "a transaction is open while the broker is asked",
+        _RELAY,
+        _PUBLISH,
+        "            connection = self._store.engine.connect()\n"
+        "            connection.exec_driver_sql('SELECT 1')\n"
+        "            outcomes = self._sender.publish(",
+        "relay/test_order.py::test_trap_12_no_transaction_is_open_while_it_publishes[sqlite]",
+    ),
+    bug(
+        "of each key one message goes into a batch",
+        _RELAY,
+        "readable.append((row, row.message()))",
+        "readable.append((row, row.message()))\n                broken.add(row.key)",
+        "relay/test_reading.py::test_trap_17_one_hot_key_fills_whole_batches[sqlite]",
+    ),
+    bug(
+        "what was confirmed is not settled at the end",
+        _RELAY,
+        "            self._settle_at_last()\n",
+        "",
+        "relay/test_loop.py::"
+        "test_what_the_database_would_not_settle_before_the_stop_is_settled_after_it[sqlite]",
+    ),
+)

@@ -1,0 +1,69 @@
+"""Bugs of the leases, and of the broker in the database that is fenced by them."""
+
+from __future__ import annotations
+
+from tests.seeded.bug import Bug, Edit, bug
+
+_LEASES = "reliable_mq/store/leases.py"
+_OWNERSHIP = "reliable_mq_sql/ownership.py"
+_FREE = "            or_(lease.c.owner.is_(None), lease.c.expires_at <= now),"
+
+BUGS = (
+    Bug(
+        "what a dead process held is free only if it gave it back",
+        (
+            Edit(_LEASES, _FREE, "            lease.c.owner.is_(None),"),
+            Edit(
+                _LEASES,
+                "for name, (_, since) in marks.items() if since <= oldest}",
+                "for name, (_, since) in marks.items() if since < 0 * oldest}",
+            ),
+        ),
+        (
+            "store/test_leases.py::"
+            "test_the_dead_ones_things_are_taken_after_expiry_and_not_before[sqlite]",
+        ),
+    ),
+    bug(
+        "leases are taken from the living",
+        _LEASES,
+        _FREE,
+        "            lease.c.expires_at > 0,",
+        "store/test_leases.py::"
+        "test_the_dead_ones_things_are_taken_after_expiry_and_not_before[sqlite]",
+    ),
+    bug(
+        "a new owner has the epoch of the old one",
+        _LEASES,
+        "epoch=lease.c.epoch + 1",
+        "epoch=lease.c.epoch",
+        "store/test_leases.py::test_every_change_of_owner_raises_the_epoch[sqlite]",
+    ),
+    bug(
+        "a lease is confirmed whatever its epoch",
+        _LEASES,
+        "select(lease.c.name)\n            .where(self._ours(), "
+        "tuple_(lease.c.name, lease.c.epoch).in_(epochs))",
+        "select(lease.c.name)\n            .where(self._ours(), "
+        "lease.c.name.in_([name for name, _ in epochs]))",
+        "store/test_leases.py::"
+        "test_trap_9_a_lease_that_came_back_under_another_epoch_is_not_confirmed[sqlite]",
+    ),
+    bug(
+        "a former owner moves the cursor of a partition",
+        _OWNERSHIP,
+        "                table.c.owner == self._owner,\n"
+        "                table.c.epoch == one.lease_epoch,\n",
+        "",
+        "adapters/sql/test_consuming.py::"
+        "test_an_owner_whose_lease_expired_cannot_move_the_cursor[sqlite]",
+    ),
+    bug(
+        "the cursor of a partition goes past what is not acknowledged",
+        "reliable_mq_sql/partitions.py",
+        "return next(iter(self._unacked), self.position)",
+        "return self.position",
+        "adapters/sql/test_consuming.py::"
+        "test_a_hole_in_the_acks_keeps_the_cursor_before_it[sqlite]",
+    ),
+)

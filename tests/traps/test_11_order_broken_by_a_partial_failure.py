@@ -1,0 +1,52 @@
+"""Trap 11: of a batch one message is refused, and those behind it in its key go ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy import Engine, text
+
+from reliable_mq import ReliableMQ
+from tests.e2e.conftest import MakeMQ
+from tests.e2e.program import Task
+
+Seen = Callable[[], list[str]]
+
+
+def publish(mq: ReliableMQ, topic: str, *, size: int = 0) -> None:
+    """Number 1, of *size* characters, is the one in trouble; 0 to 2 have one key, 3 another."""
+    with mq.transaction():
+        for number, key in enumerate(("a", "a", "a", "b")):
+            gate = "x" * size if number == 1 and size else None
+            mq.publish(topic, Task(number=number, gate=gate), key=key, message_id=str(number))
+
+
+def check(mq: ReliableMQ, seen: Seen) -> None:
+    """Its key stopped at it, and no other."""
+    mq.run_until_idle(60)
+    outbox = mq.status().outbox
+    assert (outbox.pending, outbox.held) == (1, 1)
+    assert sorted(seen()) == ["0", "3"]
+
+
+@pytest.mark.parametrize("kind", ["kafka"], indirect=True)
+def test_trap_11_a_message_too_large_for_its_topic_stops_its_key_and_no_other(
+    build_mq: MakeMQ, seen: Seen, unique: str
+) -> None:
+    mq = build_mq()
+    mq.topic(unique, Task, options={"max.message.bytes": 2000})
+    publish(mq, unique, size=5000)
+    check(mq, seen)
+
+
+@pytest.mark.parametrize("kind", ["sql"], indirect=True)
+def test_trap_11_a_message_that_cannot_be_read_stops_its_key_and_no_other(
+    build_mq: MakeMQ, engine: Engine, seen: Seen, unique: str
+) -> None:
+    mq = build_mq()
+    publish(mq, unique)
+    with engine.begin() as connection:
+        broken = "UPDATE reliable_mq_outbox SET headers = :junk WHERE message_id = '1'"
+        connection.execute(text(broken), {"junk": b"no json"})
+    check(mq, seen)
