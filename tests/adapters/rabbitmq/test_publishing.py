@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from reliable_mq.adapter import SENT, Adapter, Refused, TopicSpec, Unknown, Unroutable
+from reliable_mq.adapter import SENT, Adapter, Refused, Sent, TopicSpec, Unknown, Unroutable
 from reliable_mq.message import Message, new_message_id
 from reliable_mq.testing.contract.messages import (
     decoded,
@@ -228,12 +228,13 @@ def test_concurrent_calls_do_not_touch_each_other(
     assert numbers_of(reader(prefetch=1000).take_only(1000)) == list(range(1000))
 
 
-def test_a_call_whose_time_is_up_is_unknown_and_the_next_one_is_sent(
+def test_after_a_call_whose_time_was_up_the_next_one_is_sent(
     adapter: Adapter, declare: Declare
 ) -> None:
     topic = declare()
     assert adapter.publish(numbered(topic, [0]), TIMEOUT) == [SENT]
-    assert set(kinds(adapter.publish(numbered(topic, range(500)), 0.0))) == {Unknown}
+    # Where this thread is kept waiting, the confirmations are there when it looks.
+    assert set(kinds(adapter.publish(numbered(topic, range(500)), 0.0))) <= {Unknown, Sent}
     assert adapter.publish(numbered(topic, [0]), TIMEOUT) == [SENT]
 
 
