@@ -51,8 +51,7 @@ the hash tag.
 ``{topic}:turn``               who has trimmed last
 =============================  ==========================================================
 
-The server's user needs ``+@read +@write +@connection +@scripting +time`` on these keys, for
-``inspect()`` also ``+info`` (and better ``+config|get``), in a cluster ``+cluster|slots``.
+The rights that the server's user needs on these keys are listed in :mod:`reliable_mq_redis.rights`.
 
 What is promised
 ----------------

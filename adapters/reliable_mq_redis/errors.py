@@ -12,6 +12,7 @@ from redis import exceptions as client
 from reliable_mq.adapter import Outcome, Unknown, Unroutable
 from reliable_mq.errors import ConfigurationError, ReliableMQError, TransportError
 from reliable_mq.redaction import redact_url
+from reliable_mq_redis import rights
 
 FAILURES = (client.RedisError, OSError)
 """Everything a call through the client library can raise for the server's or network's sake."""
@@ -43,8 +44,8 @@ _REMEDIES = {
     "WRONGPASS": "check the user and the password of broker_url",
     "NOAUTH": "the server wants a password: put it into broker_url",
     "DENIED": "the server is in protected mode: give it a password or let it bind elsewhere",
-    "NOPERM": "let the user run +@read +@write +@connection +@scripting +time on the keys of its "
-    "topics, such as ~{orders}:*",
+    "NOPERM": f"the user needs these rights on the keys of its topics, such as ~{{orders}}:*: "
+    f"{rights.USE}; with wait +wait, in a cluster +cluster|slots",
     "WRONGTYPE": "another program uses a key of this topic: give the topic another name",
     "NOGROUP": "the topic or the group does not exist (any more): call declare()",
     "TLS": "check the certificate of the server, its host name, and ssl_ca_certs in client_options",

@@ -17,12 +17,14 @@ from reliable_mq.adapter import SENT, GroupSpec, TopicSpec, Unknown
 from reliable_mq.errors import ConfigurationError, TransportError
 from reliable_mq.testing.contract.messages import message, number_of, numbered
 from reliable_mq.testing.contract.waiting import wait_for
+from reliable_mq_redis import rights
 from reliable_mq_redis.adapter import RedisAdapter
 from tests.adapters.redis.conftest import Open
 from tests.brokers import Redis, Server
 from tests.conftest import OwnServer
 
 SLOTS = 16384
+ROOT = Path(__file__).parents[3]
 
 # --- servers the toolkit does not know ----------------------------------------------------------
 
@@ -378,21 +380,38 @@ def test_a_certificate_for_another_host_is_refused(
 
 
 @pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
-def test_a_user_with_the_documented_rights_can_do_everything(
+def test_a_user_with_the_documented_rights_can_do_everything_and_no_more(
     own_server: OwnServer, open_one: Open, *, ordered: bool
 ) -> None:
+    documented = (ROOT / "docs/brokers.md").read_text()
+    assert set(f"{rights.USE} {rights.INSPECT}".split()) <= set(documented.split())
     server = own_server("redis")
     with redis.Redis.from_url(server.url) as client:
-        client.execute_command(
-            *("ACL", "SETUSER", "app", "on", ">s3cret", "~{app.*"),
-            *("+@read", "+@write", "+@connection", "+@scripting", "+time", "+info"),
-        )
+        user = ("ACL", "SETUSER", "app", "on", ">s3cret", "~{app.*", *rights.USE.split())
+        client.execute_command(*user)
     address = server.url.partition("://")[2]
     adapter = open_one(f"redis://app:s3cret@{address}")
     use(adapter, "app.orders", ordered=ordered)
-    assert any("cannot be read" in finding.what for finding in adapter.inspect())
     with pytest.raises(ConfigurationError, match="NOPERM"):
         adapter.declare([TopicSpec(name="other")], [])
+    with pytest.raises(ConfigurationError, match="NOPERM"):
+        adapter.inspect()
+
+
+@pytest.mark.parametrize("command", ["xreadgroup", "xack", "evalsha"])
+def test_a_missing_right_is_an_error_at_once_that_names_the_rights(
+    own_server: OwnServer, open_one: Open, command: str
+) -> None:
+    server = own_server("redis")
+    with redis.Redis.from_url(server.url) as client:
+        words = ("ACL", "SETUSER", "app", "on", ">s3cret", "~*", "+@all", f"-{command}")
+        client.execute_command(*words)
+    adapter = open_one(f"redis://app:s3cret@{server.url.partition('://')[2]}")
+    begin = time.monotonic()
+    with pytest.raises(ConfigurationError, match=rf"\+{command}\b") as caught:
+        use(adapter, "t")
+    assert "s3cret" not in str(caught.value)
+    assert time.monotonic() - begin < 30.0
 
 
 def test_a_server_that_does_not_answer_is_a_transport_error_in_time(
