@@ -19,7 +19,7 @@ from tests.seeded.workshop import ROOT, Verdict, copy_library, run_tests
 
 ALL = os.environ.get("RMQ_SEEDED") == "all"
 CHOSEN = [bug for bug in BUGS if ALL or bug.quick]
-SETS = sorted({bug.servers for bug in CHOSEN})
+SETS = sorted({tuple(bug.servers) for bug in CHOSEN})
 
 each_bug = pytest.mark.parametrize("bug", BUGS, ids=[bug.name for bug in BUGS])
 

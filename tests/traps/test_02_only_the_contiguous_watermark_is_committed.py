@@ -36,7 +36,9 @@ def test_trap_02_what_is_done_behind_an_unfinished_offset_does_not_move_the_comm
         mq.publish_direct(unique, Task(number=number, gate=gate), key="same", timeout=30)
     victim = start_program()
     until(lambda: len(seen()) == 4, victim.said)
-    assert until(lambda: _committed(broker.url, unique), victim.said).offset == 0
+    committed = until(lambda: _committed(broker.url, unique), victim.said)
+    assert committed is not None
+    assert committed.offset == 0
     victim.signal(signal.SIGKILL)
     assert victim.wait() == -9
     folder.ignore_gates()

@@ -17,7 +17,7 @@ from tests.e2e.waiting import until
 class TestTheBrokersBooks(OnSql):
     """A stopped member of a group acknowledges, once it goes on, what another has by now."""
 
-    column = None
+    column = None  # type: ignore[assignment]
 
     @pytest.fixture
     def database_url(self, sqlite_url: str) -> str:
