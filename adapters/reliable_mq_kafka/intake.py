@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -20,14 +20,13 @@ from reliable_mq_kafka.errors import error_of, is_fatal, reason_of, translate, t
 from reliable_mq_kafka.health import Health
 from reliable_mq_kafka.partitions import OwnedPartition, Place, Share, places_of
 from reliable_mq_kafka.records import KafkaRecord
+from reliable_mq_kafka.steering import Steering
 
 log = logging.getLogger("reliable_mq.kafka")
 
 _PROBE = 1.0
 _LOOK_UP = 2.0
 _COMMIT_POLL = 0.01
-_RESTLESS = 15.0
-"""Seconds after which a partition that shows no sign of being read is positioned anew."""
 
 
 class Intake:
@@ -43,11 +42,8 @@ class Intake:
         self._share = Share()
         self._ahead = Ahead()
         self._window = Window()
-        self._halted = False
-        self._left_paused: set[Place] = set()
+        self._steering = Steering(self._share, self._doing)
         self._just_assigned: set[Place] = set()
-        self._astray: set[OwnedPartition] = set()
-        self._watch_at = 0.0
         self._trouble: ReliableMQError | None = None
         self._lost: list[Lost] = []
         self._leaving = False
@@ -103,15 +99,16 @@ class Intake:
         Returns early with the first record.
         """
         self.commits.send_if_due(self._consumer)
-        self._position()
-        self._watch()
-        if self._halted and len(self._ahead) <= asked:
-            self._go_on()
+        self._steering.position(self._consumer)
+        self._steering.watch(troubled=self._health.troubled)
+        if self._steering.halted and len(self._ahead) <= asked:
+            self._steering.go_on(self._consumer)
+            self._window.restart()
         room = self._ahead.room(asked)
         if room <= 0 or self._window.overdue:
-            self._halt()
+            self._steering.halt(self._consumer)
         try:
-            if self._halted:
+            if self._steering.halted:
                 self._poll(timeout)
             else:
                 self._read(room, timeout)
@@ -153,8 +150,8 @@ class Intake:
         for record in records:
             one = self._share.at(record.topic(), record.partition())
             if one is not None and one.place in self._just_assigned:
-                self._lead_back(one)
-        self._position()
+                self._steering.lead_back(one)
+        self._steering.position(self._consumer)
 
     def _take_in(self, record: KafkaRecord) -> None:
         if self._leaving:
@@ -168,8 +165,8 @@ class Intake:
         if one is None or offset is None or not one.read(offset):
             return
         self._ahead.put(one, record)
-        if self._halted and not one.paused:
-            self._pause([one])
+        if self._steering.halted and not one.paused:
+            self._steering.pause(self._consumer, [one])
 
     def _note(self, error: KafkaError, record: KafkaRecord) -> None:
         """Note what the client reports in the place of a record."""
@@ -226,20 +223,6 @@ class Intake:
         self._health.recovered()
         return True
 
-    def _watch(self) -> None:
-        """Position partitions anew that the client seems to have forgotten (librdkafka #5591)."""
-        now = time.monotonic()
-        if now < self._watch_at:
-            return
-        self._watch_at = now + 1.0
-        for one in self._share:
-            if one.begun or one.paused or now - one.restless_since < _RESTLESS:
-                continue
-            one.restless_since = now
-            if not self._health.troubled:
-                log.warning("%s: %s is not read; positioning it anew", self._doing, one.name)
-                self._lead_back(one)
-
     # --- ownership ---
 
     def under(self, name: str, epoch: int) -> OwnedPartition | None:
@@ -254,44 +237,16 @@ class Intake:
         """Read a partition again from its first record that is not done, under a new epoch."""
         self._ahead.drop(one)
         self._lost.append(self._share.begin_again(one))
-        self._lead_back(one)
-        self._position()
-
-    def _lead_back(self, one: OwnedPartition) -> None:
-        one.rewinding = True
-        self._astray.add(one)
-
-    def _position(self) -> None:
-        """Tell the client where to read from; what it cannot do now is tried again."""
-        for one in list(self._astray):
-            try:
-                self._resume([one])
-                if one.begun:
-                    self._consumer.seek(one.position)
-                else:
-                    # It cannot seek in a partition that it does not read.
-                    self._consumer.incremental_unassign([TopicPartition(*one.place)])
-                    self._consumer.incremental_assign([one.position])
-            except KafkaException as error:
-                log.debug("%s: cannot be positioned yet: %s", one.name, error)
-            else:
-                one.rewinding = one.begun = False
-                one.restless_since = time.monotonic()
-                self._astray.remove(one)
+        self._steering.lead_back(one)
+        self._steering.position(self._consumer)
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if self._closing:
             return
         now = time.monotonic()
         self._health.recovered()
-        # The client keeps a pause beyond the ownership (librdkafka #1849); to resume after the
-        # assignment could make it forget where to begin (#2190).
-        paused = [one for one in partitions if (one.topic, one.partition) in self._left_paused]
-        if paused:
-            consumer.resume(paused)
-        consumer.incremental_assign(partitions)
+        self._steering.begin(consumer, partitions)
         for place in places_of(partitions):
-            self._left_paused.discard(place)
             self._just_assigned.add(place)
             self._share.add(place, now)
         self._skip_what_is_done(consumer, partitions)
@@ -328,38 +283,9 @@ class Intake:
         found = [one for place in places_of(partitions) if (one := self._share.remove(place))]
         for one in found:
             self._ahead.drop(one)
-            self._astray.discard(one)
+            self._steering.forget(one)
             self._lost.append(one.lost())
-            if one.paused:
-                self._left_paused.add(one.place)
         return found
-
-    # --- back-pressure ---
-
-    def _halt(self) -> None:
-        """Read no more for now. What the client has queued is thrown away and read again later."""
-        if not self._halted:
-            self._halted = True
-            # One that is not read yet could lose its position by it (librdkafka #2190).
-            self._pause([one for one in self._share if one.begun and not one.paused])
-
-    def _go_on(self) -> None:
-        self._halted = False
-        self._resume(self._share)
-        self._window.restart()
-
-    def _pause(self, partitions: Sequence[OwnedPartition]) -> None:
-        if partitions:
-            self._consumer.pause([TopicPartition(*one.place) for one in partitions])
-        for one in partitions:
-            one.paused = True
-
-    def _resume(self, partitions: Iterable[OwnedPartition]) -> None:
-        paused = [one for one in partitions if one.paused]
-        if paused:
-            self._consumer.resume([TopicPartition(*one.place) for one in paused])
-        for one in paused:
-            one.paused = False
 
     # --- the end ---
 

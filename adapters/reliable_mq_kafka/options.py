@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from reliable_mq.errors import ConfigurationError
+from reliable_mq import url_options
+from reliable_mq.url_options import Kind, in_seconds
 
 MECHANISMS = ("SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN", "OAUTHBEARER", "GSSAPI")
 WITH_PASSWORD = frozenset(MECHANISMS[:3])
@@ -31,23 +31,7 @@ class Options:
 
 def parse_options(query: Mapping[str, str]) -> Options:
     """Return the options of a URL; ``ConfigurationError`` names an unknown one or a bad value."""
-    return Options(**{name: _parse(name, text) for name, text in query.items()})
-
-
-def _parse(name: str, text: str) -> Any:
-    if name not in _PARSERS:
-        known = ", ".join(field.name for field in fields(Options))
-        raise ConfigurationError(
-            f"broker_url has the unknown option {name!r}; known are {known} "
-            "(properties of librdkafka go into client_options)"
-        )
-    parse, expected = _PARSERS[name]
-    try:
-        return parse(text)
-    except ValueError:
-        raise ConfigurationError(
-            f"broker_url has {name}={text!r} where {expected} is expected"
-        ) from None
+    return Options(**url_options.parse_options(query, _KINDS, "properties of librdkafka"))
 
 
 def _mechanism(text: str) -> str:
@@ -68,24 +52,14 @@ def _path(text: str) -> str:
     return text
 
 
-def _seconds(least: float, most: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        value = float(text)
-        if not least <= value <= most:  # False for NaN too.
-            raise ValueError
-        return value
-
-    return parse
-
-
-_PARSERS: dict[str, tuple[Callable[[str], Any], str]] = {
+_KINDS: dict[str, Kind] = {
     "mechanism": (_mechanism, f"one of {', '.join(MECHANISMS)}"),
     "ca": (_path, "the path of a PEM file"),
     "cert": (_path, "the path of a PEM file"),
     "key": (_path, "the path of a PEM file"),
-    "session_timeout": (_seconds(0.5, 1800), "seconds, 0.5 to 1800,"),
-    "commit_interval": (_seconds(0.02, 1.0), "seconds, 0.02 to 1,"),
-    "connect_timeout": (_seconds(1, 300), "seconds, 1 to 300,"),
-    "transaction_timeout": (_seconds(1, 900), "seconds, 1 to 900,"),
+    "session_timeout": (in_seconds(0.5, 1800), "seconds, 0.5 to 1800,"),
+    "commit_interval": (in_seconds(0.02, 1.0), "seconds, 0.02 to 1,"),
+    "connect_timeout": (in_seconds(1, 300), "seconds, 1 to 300,"),
+    "transaction_timeout": (in_seconds(1, 900), "seconds, 1 to 900,"),
     "static_id": (_name, "a name of letters, digits, '.', '_' and '-', up to 100,"),
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from datetime import UTC, datetime
 from typing import TypeAlias, cast
 
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE
@@ -11,7 +10,7 @@ from confluent_kafka import Message as Record
 from confluent_kafka._types import HeadersType
 
 from reliable_mq.message import Message
-from reliable_mq.wire import MESSAGE_KEY, RawHeaders, RawMessage, encode_headers
+from reliable_mq.wire import MESSAGE_KEY, RawHeaders, RawMessage, encode_headers, has_id
 
 _NATIVE = (MESSAGE_KEY,)
 _UNREADABLE = "\N{REPLACEMENT CHARACTER}"
@@ -28,14 +27,17 @@ def headers_of(message: Message) -> HeadersType:
 def to_raw(record: KafkaRecord, topic: str, partition: int) -> RawMessage:
     """Return what *record* holds, nothing of it believed yet. Never raises."""
     kind, milliseconds = record.timestamp()
+    headers = _headers(record)
     return RawMessage(
         topic=topic,
         body=record.value() or b"",
-        headers=_headers(record),
+        headers=headers,
         key=record.key(),
         # A topic that is deleted and made again counts its offsets anew, hence the time.
-        position=f"{topic}/{partition}/{record.offset()}@{milliseconds}",
-        native_time=None if kind == TIMESTAMP_NOT_AVAILABLE else _time(milliseconds),
+        position=None
+        if has_id(headers)
+        else f"{topic}/{partition}/{record.offset()}@{milliseconds}",
+        native_time=None if kind == TIMESTAMP_NOT_AVAILABLE else milliseconds,
     )
 
 
@@ -66,10 +68,3 @@ def _readable(record: KafkaRecord) -> RawHeaders:
             name, value = _UNREADABLE, pair[1]
         found.append((name, value or b""))
     return found
-
-
-def _time(milliseconds: int) -> datetime | None:
-    try:
-        return datetime.fromtimestamp(milliseconds / 1000, UTC)
-    except (ValueError, OverflowError, OSError):
-        return None

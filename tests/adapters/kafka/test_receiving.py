@@ -166,7 +166,7 @@ def test_a_trickle_of_room_still_delivers_everything_in_order(
         reader.step(limit=0, timeout=0.0)
         intake = own_of(reader.subscription)._intake
         assert intake is not None
-        intake_halts += intake._halted
+        intake_halts += intake._steering.halted
         reader.ack(taken)
     assert numbers_of(seen) == list(range(1500))
     assert intake_halts, "nothing was tested: the partition was never paused"
@@ -183,7 +183,7 @@ def test_a_partition_that_comes_back_after_it_was_lost_while_paused_is_read_agai
     first.take(2)
     intake = own_of(first.subscription)._intake
     assert intake is not None
-    wait_for(lambda: intake._halted, "a pause", meanwhile=first.idle)
+    wait_for(lambda: intake._steering.halted, "a pause", meanwhile=first.idle)
     second = Reader(subscribe(topic, adapter=open_one(), prefetch=2))
     wait_for(
         lambda: second.received and first.lost,
