@@ -20,11 +20,11 @@ from reliable_mq.errors import DecodeError
 T = TypeVar("T")
 
 HeaderValue = str | bytes
-_NO_HEADERS: Mapping[str, HeaderValue] = MappingProxyType({})
+NO_HEADERS: Mapping[str, HeaderValue] = MappingProxyType({})
 
 
 def _no_headers() -> Mapping[str, HeaderValue]:
-    return _NO_HEADERS
+    return NO_HEADERS
 
 
 JSON = "application/json"

@@ -12,9 +12,10 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from types import MappingProxyType
 
-from reliable_mq.message import HeaderValue, Message, new_message_id
+from reliable_mq.message import NO_HEADERS, HeaderValue, Message, new_message_id
 from reliable_mq.names import MAX_KEY_BYTES, MAX_MESSAGE_ID_BYTES, has_control_characters
 
 MESSAGE_ID = "message-id"
@@ -37,11 +38,11 @@ TRUNCATED = "reliable-mq-truncated"
 
 _OWN_NAMES = frozenset({MESSAGE_ID, MESSAGE_TIME, MESSAGE_KEY, CONTENT_TYPE, BODY, TRACEPARENT})
 _READ_NAMES = frozenset({MESSAGE_ID, MESSAGE_TIME, MESSAGE_KEY, CONTENT_TYPE})
+_SOUGHT_NAMES = _READ_NAMES | {CLOUD_EVENT_ID}
 
 MAX_CONTENT_TYPE_BYTES = 255
 # What every database and broker can store; a time outside is not believed.
-_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
-_LATEST = datetime(9999, 1, 1, tzinfo=UTC)
+_YEARS = range(1970, 9999)
 
 RawHeaders = Sequence[tuple[str, bytes]]
 
@@ -65,6 +66,8 @@ def parse_time(value: bytes) -> datetime | None:
         return None
     try:
         time = datetime.fromisoformat(value.decode("ascii"))
+        if time.tzinfo is UTC:
+            return time
         return time.astimezone(UTC) if time.tzinfo is not None else None
     except (ValueError, OverflowError):
         return None
@@ -95,6 +98,11 @@ def encode_headers(message: Message, *, native: Collection[str] = ()) -> list[tu
     return pairs
 
 
+def has_id(headers: RawHeaders) -> bool:
+    """Tell whether *headers* name the message, so that it needs no position."""
+    return any(name == MESSAGE_ID and value for name, value in headers)
+
+
 @dataclass(slots=True, kw_only=True)
 class RawMessage:
     """A message as an adapter received it, nothing of it believed yet.
@@ -102,7 +110,8 @@ class RawMessage:
     ``headers`` are the raw pairs in wire order, duplicates included. ``native_*`` come from the
     broker's own properties (AMQP's ``message_id``, Kafka's record key and timestamp) and win
     over headers. ``position`` is the message's lasting place on the broker, from which a foreign
-    message without an id gets one; None where the broker has no such place.
+    message without an id gets one; None where the broker has no such place, or where the message
+    has an id. A time that is a number counts milliseconds since 1970.
     """
 
     topic: str
@@ -112,7 +121,7 @@ class RawMessage:
     position: str | None = None
     native_id: str | bytes | None = None
     native_content_type: str | None = None
-    native_time: datetime | None = None
+    native_time: datetime | int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +129,14 @@ class Decoded:
     """The message that came of a :class:`RawMessage`.
 
     ``fault`` says why no handler may see it (a dead letter at once), ``stable_id`` is False
-    where the id was made up here and a redelivery will have another.
+    where the id was made up here and a redelivery will have another. ``size`` counts the bytes
+    of body and headers.
     """
 
     message: Message
     fault: str | None = None
     stable_id: bool = True
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +150,21 @@ class Limits:
 
 def decode(raw: RawMessage, limits: Limits) -> Decoded:
     """Return the message of *raw*. Never raises, whatever the bytes are."""
-    fault = _fault(raw, limits)
-    found = {name: value for name, value in raw.headers if name in _READ_NAMES | {CLOUD_EVENT_ID}}
-    pairs = raw.headers[: limits.header_count] if fault else raw.headers
+    pairs = raw.headers
+    found: dict[str, bytes] = {}
+    size = 0
+    foreign = False
+    for name, value in pairs:
+        size += len(name) + len(value)
+        if name in _SOUGHT_NAMES:
+            found[name] = value
+        foreign = foreign or name not in _READ_NAMES
+    fault = _fault(raw, size, limits)
+    if foreign:
+        taken = pairs[: limits.header_count] if fault else pairs
+        headers: Mapping[str, HeaderValue] = MappingProxyType(application_headers(taken))
+    else:
+        headers = NO_HEADERS
     id_, stable = _message_id(raw, found)
     key = raw.key if raw.key is not None else found.get(MESSAGE_KEY)
     message = Message(
@@ -149,11 +172,11 @@ def decode(raw: RawMessage, limits: Limits) -> Decoded:
         topic=raw.topic,
         key=_bounded(key, MAX_KEY_BYTES) if key else None,
         body=raw.body,
-        headers=MappingProxyType(application_headers(pairs)),
+        headers=headers,
         content_type=_content_type(raw, found),
         time=_message_time(raw, found),
     )
-    return Decoded(message, fault, stable)
+    return Decoded(message, fault, stable, len(raw.body) + size)
 
 
 def application_headers(pairs: RawHeaders) -> dict[str, HeaderValue]:
@@ -161,14 +184,13 @@ def application_headers(pairs: RawHeaders) -> dict[str, HeaderValue]:
     return {name: _text_or_bytes(value) for name, value in pairs if name not in _READ_NAMES}
 
 
-def _fault(raw: RawMessage, limits: Limits) -> str | None:
+def _fault(raw: RawMessage, header_bytes: int, limits: Limits) -> str | None:
     if len(raw.body) > limits.message_bytes:
         return f"oversize: the body has {len(raw.body)} bytes, the limit is {limits.message_bytes}"
     if len(raw.headers) > limits.header_count:
         return f"headers: there are {len(raw.headers)}, the limit is {limits.header_count}"
-    size = sum(len(name) + len(value) for name, value in raw.headers)
-    if size > limits.header_bytes:
-        return f"headers: they have {size} bytes, the limit is {limits.header_bytes}"
+    if header_bytes > limits.header_bytes:
+        return f"headers: they have {header_bytes} bytes, the limit is {limits.header_bytes}"
     return None
 
 
@@ -185,7 +207,8 @@ def _bounded(value: bytes, limit: int) -> str:
         text = value.decode()
     except UnicodeDecodeError:
         text = ""
-    if text and len(value) <= limit and not has_control_characters(text):
+    # What is printable has no control characters, and is found out faster.
+    if text and len(value) <= limit and (text.isprintable() or not has_control_characters(text)):
         return text
     return "sha256:" + hashlib.sha256(value).hexdigest()
 
@@ -207,16 +230,30 @@ def _content_type(raw: RawMessage, found: Mapping[str, bytes]) -> str | None:
     value = _bytes(raw.native_content_type) or found.get(CONTENT_TYPE)
     if not value or len(value) > MAX_CONTENT_TYPE_BYTES:
         return None
+    return _content_type_of(value)
+
+
+@lru_cache(maxsize=256)
+def _content_type_of(value: bytes) -> str | None:
     text = _text_or_bytes(value)
     return text if isinstance(text, str) and not has_control_characters(text) else None
 
 
 def _message_time(raw: RawMessage, found: Mapping[str, bytes]) -> datetime:
-    for time in (parse_time(found.get(MESSAGE_TIME, b"")), raw.native_time):
-        if time is not None and _EARLIEST <= _aware(time) < _LATEST:
-            return _aware(time).astimezone(UTC)
-    return datetime.now(UTC)
+    given = found.get(MESSAGE_TIME)
+    time = parse_time(given) if given else None
+    if time is not None and time.year in _YEARS:
+        return time
+    time = _native_time(raw.native_time)
+    return time if time is not None and time.year in _YEARS else datetime.now(UTC)
 
 
-def _aware(time: datetime) -> datetime:
-    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+def _native_time(time: datetime | int | None) -> datetime | None:
+    try:
+        if isinstance(time, int):
+            return datetime.fromtimestamp(time / 1000, UTC)
+        if time is None or time.tzinfo is UTC:
+            return time
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError, OSError):
+        return None

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
 
 from reliable_mq import wire
 from reliable_mq.adapter import Received
-from reliable_mq.wire import RawMessage
+from reliable_mq.wire import RawMessage, has_id
 from reliable_mq_redis.link import Reply
 
 _BODY = wire.BODY.encode()
@@ -24,7 +23,7 @@ def received(topic: str, stream: str, epoch: int, entry: Reply, *, redelivered: 
         topic=topic,
         body=body,
         headers=headers,
-        position=f"{stream}/{entry_id.decode()}",
+        position=None if has_id(headers) else f"{stream}/{entry_id.decode()}",
         native_time=_time_of(entry_id),
     )
     return Received(
@@ -43,12 +42,9 @@ def _split(words: Sequence[bytes]) -> tuple[bytes, list[tuple[str, bytes]]]:
     return body, headers
 
 
-def _time_of(entry_id: bytes) -> datetime | None:
-    """Return the server's time of the entry; None for an id that a producer made up."""
-    try:
-        return datetime.fromtimestamp(int(entry_id.partition(b"-")[0]) / 1000, UTC)
-    except (OverflowError, OSError, ValueError):
-        return None
+def _time_of(entry_id: bytes) -> int:
+    """Return the server's time of the entry, in milliseconds; a producer may have made it up."""
+    return int(entry_id.partition(b"-")[0])
 
 
 def order_of(delivery: Received) -> tuple[int, int]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from reliable_mq.consumer.lanes import AnyContext, Lane
@@ -11,6 +11,9 @@ from reliable_mq.consumer.transaction import HandlerTransaction
 from reliable_mq.crashpoints import crash_point
 from reliable_mq.handlers import HandlerSpec, Injection, Source
 from reliable_mq.message import Delivery
+
+_NOTHING: AbstractContextManager[None] = nullcontext()
+_NO_ARGUMENTS: Mapping[str, Any] = {}
 
 
 class Caller:
@@ -29,14 +32,14 @@ class Caller:
         self._around = around
         self._application = application
 
-    @contextmanager
-    def entered(self, delivery: Delivery) -> Iterator[None]:
+    def entered(self, delivery: Delivery) -> AbstractContextManager[None]:
         """Enter the application's ``around`` for one attempt, if there is one."""
-        if self._around is None:
-            yield
-            return
+        return _NOTHING if self._around is None else self._entered(self._around(delivery))
+
+    @contextmanager
+    def _entered(self, around: AnyContext) -> Iterator[None]:
         failed: list[BaseException] = []
-        with self.lane.entered(self._around(delivery)):
+        with self.lane.entered(around):
             try:
                 yield
             except BaseException as error:
@@ -50,7 +53,17 @@ class Caller:
         self, payload: Any, delivery: Delivery, transaction: HandlerTransaction | None
     ) -> None:
         """Run the handler and flush what it left in its sessions."""
+        call = self.spec.call
+        arguments = self._arguments(delivery, transaction) if call.injections else _NO_ARGUMENTS
+        self.lane.call(call, payload, arguments, self.spec.timeout)
+        crash_point("consumer.handled")
+        if transaction is not None:
+            transaction.flush()
+            transaction.guard.check()
 
+    def _arguments(
+        self, delivery: Delivery, transaction: HandlerTransaction | None
+    ) -> Mapping[str, Any]:
         def provide(injection: Injection) -> Any:
             if injection.source is Source.MESSAGE:
                 return delivery.message
@@ -60,10 +73,4 @@ class Caller:
                 return self._application
             return transaction.provide(injection)
 
-        call = self.spec.call
-        arguments = call.arguments(provide) if call.injections else {}
-        self.lane.call(call, payload, arguments, self.spec.timeout)
-        crash_point("consumer.handled")
-        if transaction is not None:
-            transaction.flush()
-            transaction.guard.check()
+        return self.spec.call.arguments(provide)

@@ -18,7 +18,7 @@ from reliable_mq.adapter import (
 )
 from reliable_mq.consumer.exactly_once import ExactlyOnceProcessor
 from reliable_mq.consumer.group import MAX_HELD_BYTES, RECEIVE_TIMEOUT, GroupConsumer
-from reliable_mq.consumer.items import Item, make_item
+from reliable_mq.consumer.items import Item, make_items
 from reliable_mq.consumer.ledger import Ledger, progress_of
 from reliable_mq.crashpoints import crash_point
 from reliable_mq.errors import StaleDeliveryError
@@ -75,7 +75,7 @@ class ExactlyOnceConsumer(GroupConsumer):
         return max(0, self._prefetch - len(self._ledger))
 
     def _put(self, deliveries: Sequence[Received]) -> None:
-        items = [make_item(one, self._limits) for one in deliveries]
+        items = make_items(deliveries, self._limits)
         self._ledger.arrived(items)
         self.scheduler.put(items)
 

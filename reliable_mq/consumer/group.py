@@ -12,7 +12,7 @@ from reliable_mq import events as ev
 from reliable_mq.adapter import Adapter, Batch, Lost, Received, Subscription
 from reliable_mq.consumer.ack_first import AHEAD, AckFirst
 from reliable_mq.consumer.batches import BatchProcessor
-from reliable_mq.consumer.items import Again, Ended, Item, Result, Work, make_item
+from reliable_mq.consumer.items import Again, Ended, Item, Result, Work, make_items
 from reliable_mq.consumer.lanes import Lane
 from reliable_mq.consumer.processor import Processor
 from reliable_mq.consumer.reports import QUIET, Reporter
@@ -262,7 +262,7 @@ class GroupConsumer:
 
     def _put(self, deliveries: Sequence[Received]) -> None:
         if deliveries:
-            self.scheduler.put([make_item(one, self._limits) for one in deliveries])
+            self.scheduler.put(make_items(deliveries, self._limits))
 
     def _try_to_acknowledge(self, subscription: Subscription) -> ReliableMQError | None:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, TypeAlias
@@ -40,7 +40,7 @@ class Item:
     fault: str | None
     stable_id: bool
     size: int
-    received_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    received_at: datetime
     collisions: int = 0
     """How often in a row it met a deadlock, a lock or a store that is down."""
     failed: Failed | None = None
@@ -59,14 +59,25 @@ class Item:
         )
 
 
-def make_item(received: Received, limits: Limits) -> Item:
-    """Return the item of *received*. Never raises."""
+def make_item(received: Received, limits: Limits, now: datetime) -> Item:
+    """Return the item of *received*, which came *now*. Never raises."""
     raw = received.raw
     decoded = decode(raw, limits)
-    size = len(raw.body) + OVERHEAD
-    if raw.headers:
-        size += sum(len(name) + len(value) for name, value in raw.headers)
-    return Item(received, decoded.message, raw.headers, decoded.fault, decoded.stable_id, size)
+    return Item(
+        received,
+        decoded.message,
+        raw.headers,
+        decoded.fault,
+        decoded.stable_id,
+        decoded.size + OVERHEAD,
+        now,
+    )
+
+
+def make_items(deliveries: Sequence[Received], limits: Limits) -> list[Item]:
+    """Return the items of what came together. Never raises."""
+    now = datetime.now(UTC)
+    return [make_item(one, limits, now) for one in deliveries]
 
 
 class Ended(Enum):

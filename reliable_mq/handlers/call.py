@@ -94,7 +94,7 @@ class HandlerCall:
         done nothing yet and has failed: ``ConfigurationError``.
         """
         result = self.function(payload, **arguments)
-        if not self.is_async and inspect.isawaitable(result):
+        if result is not None and not self.is_async and inspect.isawaitable(result):
             self._refuse(result)
         return result
 

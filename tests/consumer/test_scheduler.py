@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from datetime import UTC, datetime
 
 import pytest
 
@@ -21,7 +22,8 @@ def item(number: int, key: str | None = None, partition: str = "0", epoch: int =
         headers=[("message-id", f"m{number}".encode())],
         key=key.encode() if key else None,
     )
-    return make_item(Received(raw=raw, partition=partition, epoch=epoch, receipt=number), Limits())
+    received = Received(raw=raw, partition=partition, epoch=epoch, receipt=number)
+    return make_item(received, Limits(), datetime.now(UTC))
 
 
 def scheduler(
