@@ -161,7 +161,10 @@ def _policy(truth: Truth) -> Iterator[str]:
         if attempt > MAX_ATTEMPTS:
             yield f"I8 {which}: attempt {attempt} of {MAX_ATTEMPTS}"
         if line["what"] == "fail":
-            failed[which] = (attempt, at)
+            # Where a redelivery may run beside a waiting retry, it does not put that off.
+            same = which in failed and failed[which][0] >= attempt
+            if not (same and line["group"] in truth.may_repeat):
+                failed[which] = (attempt, at)
         elif which in failed and failed[which][0] == attempt - 1:
             waited = at - failed[which][1]
             if waited < 0.9 * RETRY_DELAY:
