@@ -41,7 +41,7 @@ On the broker, everything durable:
   ``{topic}.{group}.{i}`` bound with ``p.{N}.{i}``; quorum queues without a delivery limit, of an
   ordered group with ``x-single-active-consumer``;
 - of an ordered group with several partitions a classic queue ``{topic}.{group}:members``, which
-  is always empty and expires;
+  is always empty and expires; while its node is down ``{topic}.{group}:members.1`` or ``.2``;
 - for a topic that must keep its messages without any group a queue ``{topic}`` bound with ``#``.
 
 A message is AMQP content: ``message_id``, ``content_type`` and ``timestamp`` are native, the

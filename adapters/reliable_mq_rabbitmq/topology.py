@@ -72,12 +72,14 @@ def _match(pattern: Sequence[str], words: Sequence[str]) -> bool:
     return bool(words) and head in ("*", words[0]) and _match(rest, words[1:])
 
 
-def members_queue(topic: str, group: str) -> str:
-    """Return the queue whose consumers are the group's members.
+def members_queues(topic: str, group: str) -> tuple[str, ...]:
+    """Return the queues of which the first that works has the group's members as consumers.
 
-    No topic and no group may have a colon, so that it collides with nobody's queue.
+    Each is on one node of a cluster, and cannot be used while that one is down: hence several.
+    No topic and no group may have a colon, so that they collide with nobody's queue.
     """
-    return f"{topic}.{group}:members"
+    first = f"{topic}.{group}:members"
+    return first, f"{first}.1", f"{first}.2"
 
 
 def layout_of(topic: str, topics: Mapping[str, TopicSpec]) -> Layout:
@@ -100,5 +102,9 @@ def queue_arguments(*, ordered: bool, replication_factor: int | None = None) -> 
 
 
 def members_arguments(expires: float) -> dict[str, Any]:
-    """Return the arguments of a members queue that vanishes *expires* seconds after its use."""
+    """Return the arguments of a members queue that vanishes *expires* seconds after its use.
+
+    A classic one: a quorum queue goes on counting the consumers of a node that died, until it is
+    back (seen with 3.10). They would be taken for members that want a share.
+    """
     return {"x-queue-type": "classic", "x-expires": int(expires * 1000)}

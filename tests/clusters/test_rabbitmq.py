@@ -19,6 +19,7 @@ from reliable_mq.testing.contract.messages import (
     decoded,
     number_of,
     numbered,
+    one_key_per_partition,
 )
 from reliable_mq.testing.contract.readers import Reader
 from tests.adapters.rabbitmq.servers import started
@@ -33,6 +34,8 @@ GROUP = "billing"
 PARTITIONS = 4
 KEYS = [f"key-{index}" for index in range(8)]
 SLOW = 120.0
+STEADY = 6.0
+"""Seconds in which members whose shares are not balanced would hand over, once a second."""
 
 Numbers = dict[str, list[int]]
 Opened = Callable[..., Adapter]
@@ -228,6 +231,96 @@ def test_groups_go_on_without_the_leader(
     all_handled_once(seen, publishing.sent)
     groups = [("orders", GROUP), ("orders", "audit")]
     until(lambda: [mq.status().groups[one].lag for one in groups] == [0, 0], "lag 0", seconds=SLOW)
+
+
+# --- shares of an ordered group -----------------------------------------------------------------
+
+
+class Sharing:
+    """Members of the ordered group, each on a connection to a node of its own, in one thread."""
+
+    def __init__(self) -> None:
+        self.members: list[Reader] = []
+        self.effects: Numbers = defaultdict(list)
+        self.owners: dict[str, Reader] = {}
+
+    def add(self, adapter: Adapter) -> None:
+        """Have one more member, for which the others are to make room."""
+        subscription = adapter.subscribe(["orders"], GROUP, prefetch=500, ordered=True)
+        self.members.append(Reader(subscription))
+
+    def turn(self) -> None:
+        """Let each handle and acknowledge what it gets."""
+        for member in self.members:
+            taken = member.step_through_outage()
+            self.owners.update({one.partition: member for one in taken})
+            for one in taken:
+                self.effects[decoded(one).key or ""].append(number_of(one))
+            member.ack(taken)
+
+    def becomes_fair(self, *shares: int) -> None:
+        """Wait until the members own so many partitions each, and do so for a while."""
+        since, before = time.monotonic(), self._state()
+
+        def settled() -> bool:
+            nonlocal since, before
+            self.turn()
+            state = self._state()
+            if state != before or state[0] != list(shares):
+                since, before = time.monotonic(), state
+            return time.monotonic() - since > STEADY
+
+        until(settled, lambda: f"{shares}, {before}", seconds=SLOW)
+
+    def _state(self) -> tuple[list[int], list[int]]:
+        """Return how much each member owns, and how often it lost something."""
+        owners = list(self.owners.values())
+        shares = sorted(owners.count(member) for member in self.members)
+        return shares, [len(member.lost) for member in self.members]
+
+    def has(self, count: int) -> bool:
+        """Tell whether so many different messages were handled, after one more turn."""
+        self.turn()
+        return sum(len(set(numbers)) for numbers in self.effects.values()) == count
+
+
+def on_node(cluster: RabbitMQCluster, vhost: str, number: int) -> str:
+    """Return the URL of the cluster for a client that takes the last host first, this node."""
+    ports = [cluster.nodes[(number + step) % 3].port() for step in (1, 2, 0)]
+    hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+    return f"amqp://guest:guest@{hosts}/{vhost}"
+
+
+def test_members_share_fairly_while_the_node_where_they_are_counted_is_dead(
+    cluster: RabbitMQCluster,
+    topics: dict[str, TopicSpec],
+    opened: Opened,
+    unique: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Hosts are tried in random order; not here, where the last one is the first.
+    monkeypatch.setattr(random, "shuffle", lambda hosts: None)
+    topics["orders"] = TopicSpec(name="orders", partitions=12)
+    keys = one_key_per_partition(12)
+    publisher = opened("publisher")
+    publisher.declare([topics["orders"]], [GroupSpec(topic="orders", group=GROUP, ordered=True)])
+    sharing = Sharing()
+    for node in range(2):
+        sharing.add(opened(f"member-{node}", where=on_node(cluster, unique, node)))
+    with Publishing(publisher, "orders", keys) as publishing:
+        sharing.becomes_fair(6, 6)
+        place = cluster.leader(f"orders.{GROUP}:members", unique)
+        cluster.kill(place)
+        began = time.monotonic()
+        sharing.add(opened("late", where=on_node(cluster, unique, (place + 1) % 3)))
+        sharing.becomes_fair(4, 4, 4)
+        print(f"\nfair without the node: {time.monotonic() - began - STEADY:.1f} s")
+        cluster.restart(place)
+        sharing.add(opened("last", where=on_node(cluster, unique, place)))
+        sharing.becomes_fair(3, 3, 3, 3)
+    report("members of a dead node", publishing)
+    until(lambda: sharing.has(publishing.count), "all messages", seconds=SLOW)
+    assert {key: without_repeats(sharing.effects[key]) for key in keys} == publishing.sent
 
 
 # --- all of them, one after the other -----------------------------------------------------------

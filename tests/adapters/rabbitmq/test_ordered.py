@@ -132,6 +132,7 @@ def test_the_members_queue_holds_nothing_and_vanishing_does_no_harm(
 
     wait_for(members, "the members queue", meanwhile=consumer.idle)
     assert members()["arguments"] == {"x-queue-type": "classic", "x-expires": 60_000}
+    assert members()["durable"]
     with channel(rabbitmq_url) as plain:
         plain.basic_publish("", name, b"of no interest")
         plain.queue_delete(name)
@@ -139,6 +140,37 @@ def test_the_members_queue_holds_nothing_and_vanishing_does_no_harm(
     assert numbers_of(consumer.take_only(5)) == list(range(5))
     wait_for(members, "the members queue again", meanwhile=consumer.idle)
     assert not consumer.lost
+
+
+def test_a_members_queue_of_another_kind_costs_nothing_but_the_balance_and_is_said_once(
+    adapter: Adapter,
+    opened: Opened,
+    declare: Declare,
+    reader: Read,
+    rabbitmq_url: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    topic = declare(partitions=2, ordered=True)
+    name = f"{topic}.{GROUP}:members"
+    with channel(rabbitmq_url) as plain:
+        plain.queue_declare(name, durable=True, arguments={"x-queue-type": "quorum"})
+    first = reader(ordered=True)
+    second = reader(ordered=True, on=opened(instance="second"))
+    for key in one_key_per_partition(2):
+        assert adapter.publish(numbered(topic, range(3), key=key), 20.0) == [SENT] * 3
+    first.take(6)
+    second.idle()
+
+    def warnings() -> list[str]:
+        return [one.getMessage() for one in caplog.records if one.name == "reliable_mq"]
+
+    wait_for(lambda: len(warnings()) >= 2, "a warning of each member", meanwhile=first.idle)
+    with channel(rabbitmq_url) as plain:
+        plain.queue_delete(name)
+    wait_for(second.step, "a partition for the second member", meanwhile=first.idle)
+    wait_for(lambda: len(first.held) == 3, "the loss of the other one", meanwhile=first.idle)
+    assert len(warnings()) == 2
+    assert all("not balanced" in text and "inequivalent" in text for text in warnings())
 
 
 def test_closing_an_ordered_subscription_takes_no_time(
