@@ -19,7 +19,7 @@ from reliable_mq.message import Message
 from reliable_mq_kafka.admin import Admin
 from reliable_mq_kafka.config import Clients
 from reliable_mq_kafka.declare import declare
-from reliable_mq_kafka.inspection import inspect
+from reliable_mq_kafka.inspection import Inspection
 from reliable_mq_kafka.keeper import Keeper
 from reliable_mq_kafka.lag import lag, redelivery_bound
 from reliable_mq_kafka.location import parse_url
@@ -35,6 +35,7 @@ class KafkaAdapter:
     def __init__(self, clients: Clients, context: AdapterContext) -> None:
         self._clients = clients
         self._context = context
+        self._groups: dict[GroupSpec, None] = dict.fromkeys(context.groups)
         self._admin = Admin(clients)
         self._publisher = Publisher(clients)
         self._keeper = Keeper([self._admin.tend, self._publisher.tend])
@@ -53,6 +54,7 @@ class KafkaAdapter:
         """See the protocol."""
         self._keeper.start()
         declare(self._admin, topics, groups, message_bytes=self._clients.message_bytes)
+        self._groups.update(dict.fromkeys(groups))
 
     def publish(self, messages: Sequence[Message], timeout: float) -> list[Outcome]:
         """See the protocol."""
@@ -81,14 +83,15 @@ class KafkaAdapter:
         return lag(self._admin, topic, group)
 
     def redelivery_bound(self, topics: Sequence[str]) -> timedelta | None:
-        """See the protocol: the longest ``retention.ms`` of the topics."""
+        """See the protocol: the longest ``retention.ms`` and ``segment.ms`` of the topics."""
         self._keeper.start()
         return redelivery_bound(self._admin, topics)
 
     def inspect(self) -> list[Finding]:
-        """See the protocol: the brokers, and the topics declared so far."""
+        """See the protocol: the brokers, and the topics and groups declared so far."""
         self._keeper.start()
-        return inspect(self._admin, sorted(self._context.topics), self._clients.message_bytes)
+        inspection = Inspection(self._admin, self._clients.options, self._clients.message_bytes)
+        return inspection.findings(self._context.topics, list(self._groups))
 
     def close(self) -> None:
         """See the protocol. Subscriptions have clients of their own and are closed apart."""

@@ -91,6 +91,7 @@ class Admin:
                 TopicCollection(names), request_timeout=self._timeout
             ),
             "cannot look topics up",
+            needs="DESCRIBE them",
             unless=_NOT_THERE,
         )
 
@@ -101,6 +102,7 @@ class Admin:
                 list(topics), operation_timeout=self._timeout, request_timeout=self._timeout
             ),
             "cannot create topics",
+            needs="CREATE them",
             unless=frozenset({KafkaError.TOPIC_ALREADY_EXISTS}),
         )
 
@@ -133,6 +135,7 @@ class Admin:
                 request_timeout=self._timeout,
             ),
             "cannot look offsets up",
+            needs="DESCRIBE the topic",
         )
         return {(place.topic, place.partition): info.offset for place, info in found.items()}
 
@@ -145,17 +148,19 @@ class Admin:
         partitions = [
             TopicPartition(topic, number, offset) for (topic, number), offset in offsets.items()
         ]
+        doing, needs = f"cannot create group {group!r}", "READ the group and its topic"
         found = self._each(
             lambda client: client.alter_consumer_group_offsets(
                 [ConsumerGroupTopicPartitions(group, partitions)], request_timeout=self._timeout
             ),
-            f"cannot create group {group!r}",
+            doing,
+            needs=needs,
             unless=_HAS_MEMBERS,
         )
         for result in found.values():
             for one in result.topic_partitions:
                 if one.error is not None and one.error.code() not in _HAS_MEMBERS:
-                    raise translate(one.error, f"cannot create group {group!r}")
+                    raise translate(one.error, doing, needs)
 
     # --- settings ---
 
@@ -174,6 +179,7 @@ class Admin:
         found = self._each(
             lambda client: client.describe_configs(resources, request_timeout=self._timeout),
             "cannot look settings up",
+            needs="DESCRIBE_CONFIGS of " + ", ".join(map(_named, resources)),
         )
         return {
             resource.name: {name: entry.value for name, entry in entries.items()}
@@ -202,13 +208,14 @@ class Admin:
         ask: Callable[[AdminClient], Mapping[K, Future[V]]],
         doing: str,
         *,
+        needs: str = "",
         unless: frozenset[int] = frozenset(),
     ) -> dict[K, V]:
         """Return the answers to *ask*; those that are errors of *unless* are left out."""
         deadline = time.monotonic() + self._timeout
         while True:
             try:
-                return self._each_once(ask, doing, unless)
+                return self._each_once(ask, doing, needs, unless)
             except _PassingError as error:
                 if time.monotonic() >= deadline:
                     raise translate(error.error, doing) from error.__cause__
@@ -218,6 +225,7 @@ class Admin:
         self,
         ask: Callable[[AdminClient], Mapping[K, Future[V]]],
         doing: str,
+        needs: str,
         unless: frozenset[int],
     ) -> dict[K, V]:
         client, health = self._use()
@@ -230,7 +238,7 @@ class Admin:
                 if error.code() in _PASSING:
                     raise _PassingError(error) from caught
                 if error.code() not in unless:
-                    raise self._explained(error, health, doing) from caught
+                    raise self._explained(error, health, doing, needs) from caught
                 health.recovered()
         return found
 
@@ -262,9 +270,11 @@ class Admin:
                 health.recovered()
                 return value
 
-    def _explained(self, error: KafkaError, health: Health, doing: str) -> Exception:
+    def _explained(self, error: KafkaError, health: Health, doing: str, needs: str) -> Exception:
         # That nobody answered is known better from what was seen on the connections.
-        return health.error(doing) if error.code() in _UNANSWERED else translate(error, doing)
+        if error.code() in _UNANSWERED:
+            return health.error(doing)
+        return translate(error, doing, needs)
 
     def _forget(self, health: Health) -> None:
         """Use a new client next time, which knows nothing of the refusal."""
@@ -281,6 +291,12 @@ _HAS_MEMBERS = frozenset(
         KafkaError.ILLEGAL_GENERATION,
     }
 )
+
+
+def _named(resource: ConfigResource) -> str:
+    if resource.restype is ResourceType.BROKER:
+        return "the cluster"
+    return f"topic {resource.name!r}"
 
 
 def _asked(ask: Callable[[AdminClient], Any], client: AdminClient, doing: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
+from confluent_kafka import Node, TopicPartitionInfo
 from confluent_kafka.admin import NewTopic, TopicDescription
 
 from reliable_mq.adapter import GroupSpec, TopicSpec
@@ -68,7 +69,7 @@ def _await_leaders(admin: Admin, names: set[str]) -> dict[str, TopicDescription]
     deadline = time.monotonic() + _SPREADS_WITHIN
     while True:
         found = admin.describe(names)
-        if len(found) == len(names) and all(map(_is_led, found.values())):
+        if len(found) == len(names) and all(map(_serves, found.values())):
             return found
         if time.monotonic() >= deadline:
             raise TransportError(
@@ -77,8 +78,14 @@ def _await_leaders(admin: Admin, names: set[str]) -> dict[str, TopicDescription]
         time.sleep(_LOOK_EVERY)
 
 
-def _is_led(topic: TopicDescription) -> bool:
-    return bool(topic.partitions) and all(one.leader is not None for one in topic.partitions)
+def _serves(topic: TopicDescription) -> bool:
+    return bool(topic.partitions) and all(map(is_led, topic.partitions))
+
+
+def is_led(partition: TopicPartitionInfo) -> bool:
+    """Tell whether a partition has a leader; the client's types do not know that it may not."""
+    leader: Node | None = partition.leader
+    return leader is not None
 
 
 def _compare(spec: TopicSpec, found: TopicDescription) -> None:

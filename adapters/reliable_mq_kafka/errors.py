@@ -13,19 +13,19 @@ from reliable_mq.redaction import redact_url
 
 _MAX_TEXT = 300
 
-_ACCESS = (
-    "let the user DESCRIBE, READ and WRITE its topics, READ and DESCRIBE its groups, and CREATE "
-    "what declare() is to make"
-)
 _REMEDIES: Mapping[int, str] = {
     KafkaError._AUTHENTICATION: "check the user, the password and the mechanism of broker_url",
     KafkaError.SASL_AUTHENTICATION_FAILED: "check the user and the password of broker_url",
     KafkaError.UNSUPPORTED_SASL_MECHANISM: "check the option mechanism of broker_url",
     KafkaError.ILLEGAL_SASL_STATE: "check whether the brokers want a user: user:password@",
     KafkaError.SECURITY_DISABLED: "the brokers have no access control switched on",
-    KafkaError.TOPIC_AUTHORIZATION_FAILED: _ACCESS,
-    KafkaError.GROUP_AUTHORIZATION_FAILED: _ACCESS,
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED: _ACCESS,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "let the user WRITE the topics it publishes to, READ "
+    "those it receives, CREATE those it declares",
+    KafkaError.GROUP_AUTHORIZATION_FAILED: "let the user READ its groups",
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "let the user WRITE the topics it publishes to (on "
+    "brokers before 2.8 also IDEMPOTENT_WRITE on the cluster)",
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "let the user WRITE the transactional ids "
+    "that begin with the group and a dot",
     KafkaError.UNKNOWN_TOPIC_OR_PART: "call declare()",
     KafkaError._UNKNOWN_TOPIC: "call declare()",
     KafkaError._UNKNOWN_PARTITION: "call declare()",
@@ -46,6 +46,16 @@ _REMEDIES: Mapping[int, str] = {
     KafkaError._INVALID_ARG: "change client_options or the options of broker_url",
 }
 """What a person can do about the errors that do not go away by themselves."""
+
+FORBIDDEN = frozenset(
+    {
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+    }
+)
+"""The user lacks a right."""
 
 CREDENTIALS = frozenset(
     {
@@ -120,9 +130,14 @@ def is_bad_certificate(error: KafkaError) -> bool:
     return error.code() == KafkaError._SSL and _BAD_CERTIFICATE in error.str()
 
 
-def translate(error: KafkaError, doing: str) -> ReliableMQError:
-    """Return the library's error for *error*: retryable, unless only a person can mend it."""
+def translate(error: KafkaError, doing: str, needs: str = "") -> ReliableMQError:
+    """Return the library's error for *error*: retryable, unless only a person can mend it.
+
+    *needs* names the rights that it takes, where that is known better here than from the error.
+    """
     remedy = _REMEDIES.get(error.code())
+    if needs and error.code() in FORBIDDEN:
+        remedy = f"let the user {needs}"
     if is_bad_certificate(error):
         remedy = "check the servers' certificate, their host names and the option ca of broker_url"
     if remedy is None:

@@ -95,6 +95,7 @@ class _Observer:
         self._clients = clients
         self._group = group
         self._doing = f"cannot look up what group {group!r} has acknowledged"
+        self._needs = "READ the group and its topic"
         self._lock = threading.Lock()
         self._current: tuple[Consumer, Health] | None = None
         self._used_at = 0.0
@@ -108,7 +109,7 @@ class _Observer:
             self._used_at = time.monotonic()
         for one in found:
             if one.error is not None:
-                raise translate(one.error, self._doing)
+                raise translate(one.error, self._doing, self._needs)
         return {
             (one.topic, one.partition): Progress(one.offset, decode(one.metadata, one.offset))
             for one in found
@@ -127,7 +128,7 @@ class _Observer:
                 error = error_of(caught)
                 self._explain(consumer, health, caught)
                 if error.code() not in _PASSING:
-                    raise translate(error, self._doing) from caught
+                    raise translate(error, self._doing, self._needs) from caught
                 waited = time.monotonic() - asked_at
                 if waited >= (PATIENCE if health.troubled else self._clients.timeout):
                     raise health.error(self._doing) from caught
@@ -142,7 +143,7 @@ class _Observer:
         record = consumer.poll(_PAUSE)
         reported = None if record is None else record.error()
         if reported is not None:
-            error = translate(reported, self._doing)
+            error = translate(reported, self._doing, self._needs)
             if isinstance(error, ConfigurationError):
                 raise error from caught
         if health.refused:

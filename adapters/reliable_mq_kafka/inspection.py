@@ -1,148 +1,147 @@
-"""What in the cluster's settings would break the promises."""
+"""Looking at brokers, topics and groups for what would break the promises."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import timedelta
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 from confluent_kafka.admin import TopicDescription
 
-from reliable_mq.adapter import Finding, Severity
+from reliable_mq.adapter import Finding, GroupSpec, Severity, TopicSpec
+from reliable_mq.errors import ConfigurationError, TransportError
 from reliable_mq_kafka.admin import Admin
+from reliable_mq_kafka.broker_checks import (
+    OFFSETS,
+    TRANSACTIONS,
+    Settings,
+    of_broker,
+    of_internal_topics,
+)
+from reliable_mq_kafka.declare import places_of
+from reliable_mq_kafka.options import Options
+from reliable_mq_kafka.topic_checks import missing, of_topic
 
-_OFFSETS = "__consumer_offsets"
-_SHORT = timedelta(days=1)
-_HOUR = timedelta(hours=1)
+T = TypeVar("T")
 
-Settings = Mapping[str, str | None]
-
-
-def inspect(admin: Admin, topics: Sequence[str], message_bytes: int) -> list[Finding]:
-    """See ``Adapter.inspect``: the brokers, the declared topics, and the topic of the offsets."""
-    brokers = admin.broker_ids()
-    described = admin.describe([*topics, _OFFSETS])
-    settings = admin.topic_settings(described)
-    findings = list(_of_brokers(admin.broker_settings(min(brokers))))
-    for name, description in described.items():
-        findings += _of_copies(name, description, settings[name])
-        if name != _OFFSETS:
-            findings += _of_retention(name, settings[name])
-            findings += _of_size(name, settings[name], message_bytes)
-    findings += [_missing(name) for name in topics if name not in described]
-    return findings
+_INTERNAL = (OFFSETS, TRANSACTIONS)
 
 
-def _missing(topic: str) -> Finding:
+class Inspection:
+    """One look at everything. What the user has no right to see becomes a finding as well."""
+
+    def __init__(self, admin: Admin, options: Options, message_bytes: int) -> None:
+        self._admin = admin
+        self._options = options
+        self._message_bytes = message_bytes
+        self._unseen: list[Finding] = []
+
+    def findings(
+        self, topics: Mapping[str, TopicSpec], groups: Iterable[GroupSpec]
+    ) -> list[Finding]:
+        """See ``Adapter.inspect``: every broker, the *topics*, the brokers' own, the *groups*.
+
+        Raises where no broker can be reached, or the login is refused.
+        """
+        brokers = self._admin.broker_ids()
+        described = self._describe([*topics, *_INTERNAL])
+        found = [*self._of_brokers(brokers, described)]
+        found += [missing(name) for name in sorted(topics) if name not in described]
+        for name, description in sorted(described.items()):
+            if description is not None:
+                found += self._of_topic(name, description, topics.get(name))
+        seen = {name: one for name, one in described.items() if one is not None}
+        found += [finding for one in groups for finding in self._of_group(one, seen)]
+        return [*found, *self._unseen]
+
+    def _describe(self, names: Iterable[str]) -> dict[str, TopicDescription | None]:
+        """Return the topics that exist; None stands for one that may not be seen."""
+        found: dict[str, TopicDescription | None] = {}
+        for name in names:
+            answer = self._asked(f"topic {name}", partial(self._admin.describe, [name]))
+            if answer is None:
+                found[name] = None
+            else:
+                found |= answer
+        return found
+
+    def _of_brokers(
+        self, brokers: Iterable[int], described: Mapping[str, object]
+    ) -> Iterator[Finding]:
+        """Yield what is wrong with the brokers, once for all that it is wrong with."""
+        ids = sorted(brokers)
+        absent = set(_INTERNAL) - described.keys()
+        alike: dict[Finding, list[int]] = defaultdict(list)
+        for one in ids:
+            settings = self._settings_of_broker(one)
+            if settings is None:
+                continue
+            for finding in of_broker("", settings, self._options, self._message_bytes):
+                alike[finding].append(one)
+            for finding in of_internal_topics("", settings, absent, brokers=len(ids)):
+                alike[finding].append(one)
+        for finding, where in alike.items():
+            plural = "s" if len(where) > 1 else ""
+            yield replace(finding, subject=f"broker{plural} {', '.join(map(str, where))}")
+
+    def _settings_of_broker(self, broker: int) -> Settings | None:
+        try:
+            return self._asked(f"broker {broker}", partial(self._admin.broker_settings, broker))
+        except TransportError as error:
+            # It has to answer for itself; the others may answer for theirs.
+            self._unseen.append(_unseen(f"broker {broker}", error, Severity.WARNING))
+            return None
+
+    def _of_topic(
+        self, name: str, description: TopicDescription, spec: TopicSpec | None
+    ) -> Iterator[Finding]:
+        settings = self._asked(f"topic {name}", lambda: self._settings(name))
+        partitions = None if spec is None else spec.partitions
+        yield from of_topic(name, description, settings, self._message_bytes, partitions)
+
+    def _settings(self, topic: str) -> Settings:
+        return self._admin.topic_settings([topic])[topic]
+
+    def _of_group(
+        self, spec: GroupSpec, described: Mapping[str, TopicDescription]
+    ) -> Iterator[Finding]:
+        if spec.topic not in described:
+            return
+        subject = f"group {spec.group} of topic {spec.topic}"
+        places = places_of([spec.topic], described)
+        committed = self._asked(subject, lambda: self._admin.committed(spec.group, places))
+        if committed is None:
+            return
+        without = [number for topic, number in places if (topic, number) not in committed]
+        if without:
+            yield Finding(
+                code="kafka-group-new",
+                severity=Severity.WARNING,
+                subject=subject,
+                what=f"it has acknowledged nothing in partitions {', '.join(map(str, without))}",
+                why="it begins there at the earliest message; if it is not new, its offsets have "
+                "expired or were deleted, and everything that is retained comes again",
+                remedy="for a new group call declare(); else look at offsets.retention.minutes",
+            )
+
+    def _asked(self, subject: str, ask: Callable[[], T]) -> T | None:
+        """Return the answer; None where it is not for this user, which becomes a finding."""
+        try:
+            return ask()
+        except ConfigurationError as error:
+            self._unseen.append(_unseen(subject, error, Severity.INFO))
+            return None
+
+
+def _unseen(subject: str, error: Exception, severity: Severity) -> Finding:
     return Finding(
-        severity=Severity.ERROR,
-        subject=f"topic {topic}",
-        what="it does not exist",
-        why="what is published to it stays in the outbox",
-        remedy="call declare()",
+        code="kafka-not-checked",
+        severity=severity,
+        subject=subject,
+        what=f"it could not be checked: {error}",
+        why="what is not seen may still break a promise",
+        remedy="give the user the rights that docs/brokers.md lists for doctor, or check it by "
+        "hand",
     )
-
-
-def _of_brokers(settings: Settings) -> Iterator[Finding]:
-    if settings.get("auto.create.topics.enable") == "true":
-        yield Finding(
-            severity=Severity.WARNING,
-            subject="brokers",
-            what="auto.create.topics.enable is true",
-            why="another client's typing error makes a topic, and a deleted topic comes back "
-            "with the brokers' defaults",
-            remedy="set auto.create.topics.enable=false on every broker",
-        )
-    minutes = int(settings.get("offsets.retention.minutes") or 0)
-    if 0 < minutes < _SHORT * 7 / timedelta(minutes=1):
-        yield Finding(
-            severity=Severity.WARNING,
-            subject="brokers",
-            what=f"offsets.retention.minutes is {minutes}",
-            why="a group that is stopped for longer begins again at the earliest message",
-            remedy="set offsets.retention.minutes to 10080 or more",
-        )
-
-    expiration = int(settings.get("producer.id.expiration.ms") or 0)
-    if 0 < expiration < _HOUR / timedelta(milliseconds=1):
-        yield Finding(
-            severity=Severity.WARNING,
-            subject="brokers",
-            what=f"producer.id.expiration.ms is {expiration}",
-            why="a producer that was silent for longer is not known any more, and what follows a "
-            "refused message of a key may then be stored",
-            remedy="set producer.id.expiration.ms to 3600000 or more on every broker",
-        )
-
-
-def _of_copies(topic: str, description: TopicDescription, settings: Settings) -> Iterator[Finding]:
-    copies = min((len(one.replicas) for one in description.partitions), default=0)
-    if copies < 3:
-        yield Finding(
-            severity=Severity.ERROR if copies < 2 else Severity.WARNING,
-            subject=f"topic {topic}",
-            what=f"its replication factor is {copies}",
-            why="a broker that is lost takes acknowledged messages with it"
-            if copies < 2
-            else "while one broker is away there is a single copy, or nothing can be written",
-            remedy="run 3 brokers or more and raise the replication factor to 3",
-        )
-    in_sync = int(settings.get("min.insync.replicas") or 1)
-    if copies > 1 and in_sync < 2 and topic != _OFFSETS:
-        yield Finding(
-            severity=Severity.ERROR,
-            subject=f"topic {topic}",
-            what=f"min.insync.replicas is {in_sync}",
-            why="a message counts as sent when one broker has it, and is lost with that broker",
-            remedy=f"set min.insync.replicas=2 on topic {topic}",
-        )
-    if settings.get("unclean.leader.election.enable") == "true":
-        yield Finding(
-            severity=Severity.ERROR,
-            subject=f"topic {topic}",
-            what="unclean.leader.election.enable is true",
-            why="a replica that lacks acknowledged messages may become the leader",
-            remedy=f"set unclean.leader.election.enable=false on topic {topic}",
-        )
-
-
-def _of_retention(topic: str, settings: Settings) -> Iterator[Finding]:
-    if "compact" in (settings.get("cleanup.policy") or ""):
-        yield Finding(
-            severity=Severity.ERROR,
-            subject=f"topic {topic}",
-            what="its cleanup.policy compacts it",
-            why="of two messages of a key the older one may be deleted before a group has read it",
-            remedy=f"set cleanup.policy=delete on topic {topic}",
-        )
-    milliseconds = int(settings.get("retention.ms") or -1)
-    if 0 <= milliseconds < _SHORT / timedelta(milliseconds=1):
-        yield Finding(
-            severity=Severity.WARNING,
-            subject=f"topic {topic}",
-            what=f"its retention.ms is {milliseconds}",
-            why="what a group has not read by then is deleted",
-            remedy=f"set retention.ms on topic {topic} to longer than an outage of its consumers",
-        )
-    size = int(settings.get("retention.bytes") or -1)
-    if size >= 0:
-        yield Finding(
-            severity=Severity.WARNING,
-            subject=f"topic {topic}",
-            what=f"its retention.bytes is {size}",
-            why="a backlog of more than that is deleted, read or not",
-            remedy=f"set retention.bytes=-1 on topic {topic}",
-        )
-
-
-def _of_size(topic: str, settings: Settings, message_bytes: int) -> Iterator[Finding]:
-    limit = int(settings.get("max.message.bytes") or message_bytes)
-    if limit < message_bytes:
-        yield Finding(
-            severity=Severity.WARNING,
-            subject=f"topic {topic}",
-            what=f"its max.message.bytes is {limit}",
-            why=f"messages of up to {message_bytes} bytes are accepted from the application, and "
-            "the larger ones are refused by the brokers and held",
-            remedy=f"set max.message.bytes={message_bytes} on topic {topic}, or lower "
-            "max_message_bytes",
-        )

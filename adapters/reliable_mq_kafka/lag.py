@@ -32,20 +32,22 @@ def lag(admin: Admin, topic: str, group: str) -> int:
 
 
 def redelivery_bound(admin: Admin, topics: Sequence[str]) -> timedelta | None:
-    """See ``Adapter.redelivery_bound``: the longest ``retention.ms``, if all have one.
+    """See ``Adapter.redelivery_bound``: the longest of the topics, if each has one.
 
-    Kafka deletes whole segments, once the newest message of one is past its retention; within
-    that time a group whose offset was set back receives its messages again.
+    Kafka deletes whole segments, once the newest message of one is past ``retention.ms``. The
+    oldest one may be older by ``segment.ms``, for which a segment is written. Until then a group
+    whose offset was set back receives it again. Not counted is how often the brokers look
+    (``log.retention.check.interval.ms``, 5 minutes).
     """
     existing = admin.describe(topics)
-    bounds = [_retention(found) for found in admin.topic_settings(existing).values()]
+    bounds = [_lifetime(found) for found in admin.topic_settings(existing).values()]
     known = [bound for bound in bounds if bound is not None]
     return max(known) if known and len(known) == len(bounds) else None
 
 
-def _retention(settings: Mapping[str, str | None]) -> timedelta | None:
-    milliseconds = int(settings.get("retention.ms") or -1)
+def _lifetime(settings: Mapping[str, str | None]) -> timedelta | None:
+    retention, segment = (int(settings.get(name) or -1) for name in ("retention.ms", "segment.ms"))
     policy = (settings.get("cleanup.policy") or "").split(",")
-    if milliseconds < 0 or "delete" not in policy:
+    if retention < 0 or segment < 0 or "delete" not in policy:
         return None
-    return timedelta(milliseconds=milliseconds)
+    return timedelta(milliseconds=retention + segment)

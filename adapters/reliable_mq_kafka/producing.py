@@ -61,6 +61,11 @@ class Line:
         """Tell whether the brokers refuse this client, so that waiting for them is in vain."""
         return self.health.refused and not self._confirmed
 
+    @property
+    def is_forbidden(self) -> bool:
+        """Tell whether the brokers let this user publish nothing: it was given no producer id."""
+        return self.health.forbidden and not self._confirmed
+
     def confirm(self) -> None:
         """Note that a broker has confirmed a message."""
         self._confirmed = True

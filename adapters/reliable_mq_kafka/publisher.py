@@ -24,10 +24,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
 from confluent_kafka import Producer
 
-from reliable_mq.adapter import Outcome, Refused, Unknown
+from reliable_mq.adapter import Outcome, Refused, Unknown, Unroutable
 from reliable_mq.errors import ReliableMQError, TransportError
 from reliable_mq.message import Message
 from reliable_mq_kafka.config import Clients
@@ -35,6 +36,8 @@ from reliable_mq_kafka.drafts import Draft
 from reliable_mq_kafka.health import Health
 from reliable_mq_kafka.producing import Line
 from reliable_mq_kafka.shipments import Shipment
+
+Unsure: TypeAlias = Unknown | Unroutable
 
 _ROUNDS = 5
 """How many producers a publish may use up. Each end of one is rare by itself."""
@@ -62,16 +65,16 @@ class Publisher:
         """Return one outcome a message, as :meth:`reliable_mq.adapter.Adapter.publish` says."""
         deadline = time.monotonic() + timeout
         draft = Draft(messages)
-        cause = "nothing was sent"
+        rest: Unsure | None = None
         for _ in range(_ROUNDS):
             if draft.complete or time.monotonic() >= deadline:
                 break
             try:
-                cause = self._round(draft, deadline)
+                rest = _combined(rest, self._round(draft, deadline))
             except ReliableMQError as error:
-                cause = str(error)
+                rest = Unknown(str(error))
                 break
-        draft.settle_open(Unknown(cause))
+        draft.settle_open(rest or Unknown("nothing was sent"))
         return draft.outcomes()
 
     def tend(self) -> None:
@@ -97,8 +100,8 @@ class Publisher:
 
     # --- rounds ---
 
-    def _round(self, draft: Draft, deadline: float) -> str:
-        """Send what is open; return why some of it may still be open."""
+    def _round(self, draft: Draft, deadline: float) -> Unsure:
+        """Send what is open; return what to say of what still is."""
         if draft.suspicious:
             return self._one_by_one(draft, deadline)
         line = self._take()
@@ -109,7 +112,7 @@ class Publisher:
                 self._send(line, draft, draft.heads(), deadline, first=True)
             if not draft.complete and line.usable:
                 self._send(line, draft, draft.open(), deadline)
-            return _cause(line)
+            return _left(line)
         finally:
             self._give_back(line)
 
@@ -126,7 +129,7 @@ class Publisher:
         shipment.send(messages, first=first)
         shipment.settle()
 
-    def _one_by_one(self, draft: Draft, deadline: float) -> str:
+    def _one_by_one(self, draft: Draft, deadline: float) -> Unsure:
         line = Line(lambda health: self._clients.producer(health, **_ALONE))
         try:
             while (heads := draft.heads()) and line.usable and time.monotonic() < deadline:
@@ -135,7 +138,7 @@ class Publisher:
                 shipment.settle(alone=True)
             if draft.complete and not any(isinstance(o, Refused) for o in draft.outcomes()):
                 self._send_smaller_batches()
-            return _cause(line)
+            return _left(line)
         finally:
             line.close()
 
@@ -184,5 +187,13 @@ class Publisher:
             line.close()
 
 
-def _cause(line: Line) -> str:
-    return line.health.why() or "the brokers did not confirm it in time"
+def _left(line: Line) -> Unsure:
+    """Return the outcome of what has none after a round."""
+    if line.is_forbidden:
+        return Unroutable(str(line.health.error("cannot publish")))
+    return Unknown(line.health.why() or "the brokers did not confirm it in time")
+
+
+def _combined(earlier: Unsure | None, found: Unsure) -> Unsure:
+    """Return *found*, but nothing that is sure where an earlier round may have sent something."""
+    return Unknown(found.cause) if isinstance(earlier, Unknown) else found

@@ -131,7 +131,7 @@ class Transactions:
             self._repeat(self._producer.init_transactions, deadline)
         except KafkaException as error:
             found = error_of(error)
-            self._producer.poll(0)  # it tells what it knows
+            self.serve()  # it tells what it knows
             if not found.retriable():
                 self._drop()
             self._health.raise_if_refused(self._doing)
@@ -148,7 +148,7 @@ class Transactions:
         self._is_ready = False
         if producer is not None:
             producer.purge()
-            producer.poll(0)
+            self._serve(producer)
 
     def close(self) -> None:
         """Let go of the producer; nothing is open."""
@@ -157,7 +157,14 @@ class Transactions:
     def serve(self) -> None:
         """Take what the idle client has to say."""
         if self._producer is not None:
-            self._producer.poll(0)
+            self._serve(self._producer)
+
+    def _serve(self, producer: Producer) -> None:
+        try:
+            producer.poll(0)
+        except KafkaException as error:
+            # The fatal error of a producer comes out of each poll; the next call tells of it too.
+            self._health.on_error(error_of(error))
 
     # --- a transaction ---
 
@@ -212,7 +219,7 @@ class Transactions:
         for index, message in enumerate(messages):
             self._hand_over(producer, index, message, deadline)
             if not index % _SERVE_EVERY:
-                producer.poll(0)
+                self._serve(producer)
         while len(producer) and not self._failures and time.monotonic() < deadline:
             producer.flush(0.1)
         if len(producer) and not self._failures:

@@ -11,12 +11,19 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourceType,
+)
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.orm import Session
 
 from reliable_mq import Message, PublishUnconfirmedError, ReliableMQ, Settings
-from reliable_mq.adapter import SENT, AdapterContext, Severity, TopicSpec, Unknown
+from reliable_mq.adapter import SENT, AdapterContext, GroupSpec, Severity, TopicSpec, Unknown
 from reliable_mq.testing.contract.messages import numbered
 from reliable_mq_kafka import open_adapter
 from reliable_mq_kafka.adapter import KafkaAdapter
@@ -148,11 +155,22 @@ def stored(cluster: KafkaCluster, topic: str) -> dict[str, list[int]]:
 
 def coordinator(cluster: KafkaCluster, group: str) -> int:
     """Return the node that coordinates a group."""
-    from confluent_kafka.admin import AdminClient
-
     client = AdminClient({"bootstrap.servers": cluster.bootstrap})
-    described: Any = client.describe_consumer_groups([group])[group].result()
-    return int(described.coordinator.id)
+    found: list[int] = []
+
+    def look() -> bool:
+        try:
+            described: Any = client.describe_consumer_groups([group])[group].result()
+        except KafkaException as error:
+            # It moves, and the node that was asked has heard of it before the client has.
+            if not error.args[0].retriable():
+                raise
+            return False
+        found.append(int(described.coordinator.id))
+        return True
+
+    until(look, "a coordinator", seconds=SLOW)
+    return found[-1]
 
 
 def report(what: str, publishing: Publishing) -> None:
@@ -308,8 +326,100 @@ def test_fewer_replicas_in_step_than_the_topic_wants_leave_a_message_unconfirmed
 # --- what is recommended ------------------------------------------------------------------------
 
 
+def findings(adapter: KafkaAdapter) -> set[tuple[str, str, Severity]]:
+    return {
+        (one.subject, one.code, one.severity)
+        for one in adapter.inspect()
+        if one.severity is not Severity.INFO
+    }
+
+
 def test_nothing_is_found_wrong_with_a_cluster_as_it_is_recommended(
     adapter: KafkaAdapter, topic: str
 ) -> None:
-    found = [one for one in adapter.inspect() if one.severity is not Severity.INFO]
-    assert found == []
+    assert adapter.inspect() == []
+
+
+# --- what is not --------------------------------------------------------------------------------
+
+
+def test_copies_that_are_too_few_or_too_many_are_found_with_and_without_a_dead_node(
+    cluster: KafkaCluster, adapter: KafkaAdapter, topics: dict[str, TopicSpec], unique: str
+) -> None:
+    def declare(what: str, replicas: int, in_sync: int) -> str:
+        options = {"min.insync.replicas": in_sync}
+        spec = TopicSpec(
+            name=f"{unique}-{what}", partitions=3, replication_factor=replicas, options=options
+        )
+        topics[spec.name] = spec
+        adapter.declare([spec], [])
+        return f"topic {spec.name}"
+
+    good, loose, tight = declare("good", 3, 2), declare("loose", 3, 1), declare("tight", 3, 3)
+    pair, alone, never = declare("pair", 2, 2), declare("alone", 1, 1), declare("never", 3, 4)
+    settings = {
+        (loose, "kafka-min-isr", Severity.ERROR),
+        (tight, "kafka-min-isr-high", Severity.WARNING),
+        (pair, "kafka-replication", Severity.WARNING),
+        (pair, "kafka-min-isr-high", Severity.WARNING),
+        (alone, "kafka-replication", Severity.ERROR),
+        (never, "kafka-min-isr-high", Severity.ERROR),
+    }
+    until(lambda: findings(adapter) == settings, lambda: findings(adapter), seconds=SLOW)
+    cluster.kill(3)
+    internal = "topic __consumer_offsets"
+    state = {
+        *((one, "kafka-in-sync", Severity.WARNING) for one in (good, loose)),
+        *((one, "kafka-in-sync", Severity.ERROR) for one in (tight, pair, alone, never)),
+        (internal, "kafka-in-sync", Severity.WARNING),
+    }
+    until(
+        lambda: (
+            findings(adapter) | {(internal, "kafka-in-sync", Severity.WARNING)} == settings | state
+        ),
+        lambda: findings(adapter) ^ (settings | state),
+        seconds=SLOW,
+    )
+
+
+def test_each_broker_is_looked_at(cluster: KafkaCluster, adapter: KafkaAdapter, topic: str) -> None:
+    properties = cluster.folder / "node2" / "node.properties"
+    before = properties.read_text()
+    wrong = "offsets.retention.minutes=60\ntransaction.state.log.min.isr=1\n"
+    properties.write_text(before + wrong)
+    cluster.restart(2)
+    try:
+        assert findings(adapter) == {
+            ("broker 2", "kafka-offsets-retention", Severity.WARNING),
+            ("broker 2", "kafka-internal-topics", Severity.WARNING),
+        }
+    finally:
+        properties.write_text(before)
+        cluster.restart(2)
+    assert findings(adapter) == set()
+
+
+def test_a_loose_topic_of_the_offsets_is_found(
+    cluster: KafkaCluster, adapter: KafkaAdapter, topic: str
+) -> None:
+    adapter.declare([], [GroupSpec(topic=topic, group="billing")])  # makes it, if nobody has
+    client = AdminClient({"bootstrap.servers": cluster.bootstrap})
+
+    def require(in_sync: int) -> None:
+        entry = ConfigEntry(
+            "min.insync.replicas",
+            str(in_sync),
+            incremental_operation=AlterConfigOpType.SET,
+        )
+        offsets = ConfigResource(
+            ResourceType.TOPIC, "__consumer_offsets", incremental_configs=[entry]
+        )
+        client.incremental_alter_configs([offsets])[offsets].result()
+
+    require(1)
+    found = ("topic __consumer_offsets", "kafka-min-isr", Severity.WARNING)
+    try:
+        until(lambda: findings(adapter) == {found}, lambda: findings(adapter), seconds=SLOW)
+    finally:
+        require(2)
+    until(lambda: not findings(adapter), lambda: findings(adapter), seconds=SLOW)

@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
+from confluent_kafka.admin import (
+    AclBinding,
+    AclBindingFilter,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+    ScramCredentialInfo,
+    ScramMechanism,
+    UserScramCredentialUpsertion,
+)
+
+from reliable_mq_kafka.rights import Rights
 from tests.brokers import Kafka
 from tests.brokers.process import run
 
 USER = "app"
 PASSWORD = "s3cret/with@signs"
 WRONG = "wr0ng-s3cret"
+
+
+_KINDS = {
+    "topic": ResourceType.TOPIC,
+    "group": ResourceType.GROUP,
+    "transactional-id": ResourceType.TRANSACTIONAL_ID,
+    "cluster": ResourceType.BROKER,
+}
+_CLUSTER = "kafka-cluster"
 
 
 class SecureKafka(Kafka):
@@ -62,3 +90,76 @@ class SecureKafka(Kafka):
             "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
             "super.users": "User:ANONYMOUS",
         }
+
+    # --- users ---
+
+    @cached_property
+    def boss(self) -> AdminClient:
+        """A client that may do everything. Kept: what it has to answer fails when it is gone."""
+        return AdminClient({"bootstrap.servers": self.bootstrap}, logger=logging.getLogger("boss"))
+
+    def url_of(self, user: str = USER, password: str = PASSWORD, query: str = "") -> str:
+        """The encrypted listener, as a user."""
+        options = "&".join(filter(None, (f"ca={quote(str(self.ca))}", query)))
+        return f"kafka+ssl://{user}:{quote(password, safe='')}@{self.place}?{options}"
+
+    def set_password(self, user: str = USER, password: str = PASSWORD) -> None:
+        """Make a user, or give it another password."""
+        info = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096)
+        credential = UserScramCredentialUpsertion(user, info, password.encode())
+        for future in self.boss.alter_user_scram_credentials([credential]).values():
+            future.result()
+
+    def allow(
+        self,
+        rights: Rights,
+        *,
+        user: str = USER,
+        topics: Iterable[str] = (),
+        groups: Iterable[str] = (),
+    ) -> None:
+        """Give a user *rights*: on topics that begin so, on the groups and what is theirs."""
+        names = {
+            "topic": [*topics],
+            "group": [*groups],
+            "transactional-id": [f"{group}." for group in groups],
+            "cluster": [_CLUSTER],
+        }
+        wanted = [
+            _binding(user, kind, name, operation)
+            for kind, operations in rights.items()
+            for name in names[kind]
+            for operation in operations
+        ]
+        # The client refuses an empty list.
+        for future in self.boss.create_acls(wanted).values() if wanted else ():
+            future.result()
+
+    def forbid_everything(self, user: str) -> None:
+        """Take all rights from a user."""
+        anything: Any = None  # The client's types do not know of it.
+        everything = AclBindingFilter(
+            ResourceType.ANY,
+            anything,
+            ResourcePatternType.ANY,
+            f"User:{user}",
+            anything,
+            AclOperation.ANY,
+            AclPermissionType.ANY,
+        )
+        for future in self.boss.delete_acls([everything]).values():
+            future.result()
+
+
+def _binding(user: str, kind: str, name: str, operation: str) -> AclBinding:
+    # A group is itself; topics and transactional ids are families of names.
+    exactly = kind in ("group", "cluster")
+    return AclBinding(
+        _KINDS[kind],
+        name,
+        ResourcePatternType.LITERAL if exactly else ResourcePatternType.PREFIXED,
+        f"User:{user}",
+        "*",
+        AclOperation[operation],
+        AclPermissionType.ALLOW,
+    )

@@ -7,10 +7,11 @@ from datetime import timedelta
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from reliable_mq.adapter import SENT, GroupSpec, Severity, TopicSpec
+from reliable_mq.adapter import SENT, GroupSpec, TopicSpec
 from reliable_mq.errors import ConfigurationError
 from reliable_mq.testing.contract.base import fresh_name
 from reliable_mq.testing.contract.messages import message
+from reliable_mq.testing.contract.waiting import wait_for
 from reliable_mq_kafka.adapter import KafkaAdapter
 from reliable_mq_kafka.declare import _new_topic
 from tests.adapters.kafka.conftest import GROUP, Committed, Declare, Open
@@ -115,66 +116,41 @@ def test_lag_of_a_topic_that_does_not_exist_is_a_configuration_error(
         adapter.lag("no-such-topic", GROUP)
 
 
-def test_the_longest_retention_bounds_a_redelivery_and_one_without_end_unbinds_it(
+def test_a_redelivery_is_bounded_by_the_longest_life_of_a_segment(
     adapter: KafkaAdapter, declare: Declare
 ) -> None:
-    hour = declare(options={"retention.ms": 3_600_000})
-    day = declare(options={"retention.ms": 86_400_000})
+    hour, day = 3_600_000, 86_400_000
+    short = declare(options={"retention.ms": hour, "segment.ms": hour})
+    long = declare(options={"retention.ms": day, "segment.ms": hour})
     ever = declare(options={"retention.ms": -1})
     kept = declare(options={"cleanup.policy": "compact"})
-    assert adapter.redelivery_bound([hour]) == timedelta(hours=1)
-    assert adapter.redelivery_bound([hour, day]) == timedelta(days=1)
-    assert adapter.redelivery_bound([hour, ever]) is None
+    assert adapter.redelivery_bound([short]) == timedelta(hours=2)
+    assert adapter.redelivery_bound([short, long]) == timedelta(hours=25)
+    assert adapter.redelivery_bound([short, ever]) is None
     assert adapter.redelivery_bound([kept]) is None
     assert adapter.redelivery_bound([]) is None
 
 
-def test_inspect_names_what_would_lose_messages_and_how_to_mend_it(
-    own_server: OwnServer, open_one: Open, declare: Declare, topics: dict[str, TopicSpec]
+def test_a_message_outlives_its_retention_while_its_segment_is_written(
+    own_server: OwnServer, open_one: Open, declare: Declare
 ) -> None:
-    server = own_server(
-        "kafka", {"auto.create.topics.enable": "true", "offsets.retention.minutes": "60"}
-    )
+    server = own_server("kafka", {"log.retention.check.interval.ms": "200"})
     adapter = open_one(server.url)
-    topic = declare(
-        adapter=adapter,
-        options={
-            "cleanup.policy": "compact",
-            "unclean.leader.election.enable": True,
-            "retention.bytes": 1000,
-            "retention.ms": 1000,
-            "max.message.bytes": 1000,
-        },
-    )
-    topics["not-made"] = TopicSpec(name="not-made")
-    found = adapter.inspect()
-    seen = {(one.subject, one.what.split()[0]) for one in found}
-    assert {
-        ("brokers", "auto.create.topics.enable"),
-        ("brokers", "offsets.retention.minutes"),
-        (f"topic {topic}", "unclean.leader.election.enable"),
-        ("topic not-made", "it"),
-    } <= seen
-    texts = " ".join(one.what for one in found if one.subject == f"topic {topic}")
-    for part in (
-        "replication factor is 1",
-        "cleanup.policy",
-        "retention.bytes is 1000",
-        "retention.ms is 1000",
-        "max.message.bytes is 1000",
-    ):
-        assert part in texts
-    assert all(one.why and one.remedy for one in found)
+    segments = {"written": 604_800_000, "closed": 1000}
+    topics = {
+        name: declare(adapter=adapter, options={"retention.ms": 3000, "segment.ms": milliseconds})
+        for name, milliseconds in segments.items()
+    }
 
+    def first_of(name: str) -> int:
+        return adapter._admin.earliest([(topics[name], 0)])[topics[name], 0]
 
-def test_inspect_of_a_good_topic_finds_only_what_one_broker_cannot_do(
-    adapter: KafkaAdapter, declare: Declare
-) -> None:
-    topic = declare()
-    found = [one for one in adapter.inspect() if one.subject == f"topic {topic}"]
-    assert [(one.severity, one.what) for one in found] == [
-        (Severity.ERROR, "its replication factor is 1")
-    ]
+    def write() -> None:
+        batch = [message(topic) for topic in topics.values()]
+        assert adapter.publish(batch, 30.0) == [SENT] * 2
+
+    wait_for(lambda: first_of("closed") > 0, "the end of a closed segment", meanwhile=write)
+    assert first_of("written") == 0
 
 
 def test_a_fresh_name_is_not_there_until_it_is_declared(adapter: KafkaAdapter) -> None:
