@@ -1,0 +1,1 @@
+"""How fast the library is, beside raw clients and beside its alternatives, in one run."""

@@ -1,0 +1,122 @@
+"""Kafka, with raw clients: topics, filling, reading back, what is committed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from benchmarks.workload import CONTENT_TYPE, id_of, messages, number_of
+
+PARTITIONS = 8
+_WAIT = 30.0
+
+
+def bootstrap_of(url: str) -> str:
+    """Return ``host:port`` of the broker's URL."""
+    return url.partition("://")[2].rstrip("/")
+
+
+def create(url: str, topic: str, partitions: int = PARTITIONS) -> None:
+    """Create a topic."""
+    admin = AdminClient({"bootstrap.servers": bootstrap_of(url)})
+    admin.create_topics([NewTopic(topic, partitions, 1)])[topic].result(_WAIT)
+
+
+def delete(url: str, topic: str) -> None:
+    """Delete a topic, so that the disk does not fill."""
+    admin = AdminClient({"bootstrap.servers": bootstrap_of(url)})
+    admin.delete_topics([topic])[topic].result(_WAIT)
+
+
+def headers_of(n: int, run: int = 0) -> list[tuple[str, bytes]]:
+    """Return the headers that the library's relay would give message *n*."""
+    return [
+        ("message-id", id_of(n, run).encode()),
+        ("message-time", b"2026-01-01T00:00:00.000000+00:00"),
+        ("content-type", CONTENT_TYPE.encode()),
+    ]
+
+
+def fill(url: str, topic: str, count: int, keys: int, *, run: int = 0) -> None:
+    """Publish the messages and wait for every confirmation."""
+    failed: list[object] = []
+    producer: Any = Producer(
+        {
+            "bootstrap.servers": bootstrap_of(url),
+            "enable.idempotence": True,
+            "partitioner": "murmur2_random",
+            "log_level": 3,
+            "linger.ms": 20,
+            "queue.buffering.max.messages": 1_000_000,
+        }
+    )
+
+    def delivered(error: object, _message: object) -> None:
+        if error is not None:
+            failed.append(error)
+
+    for n, key, body in messages(count, keys):
+        while True:
+            try:
+                producer.produce(
+                    topic, body, key, headers=headers_of(n, run), on_delivery=delivered
+                )
+                break
+            except BufferError:
+                producer.poll(0.1)
+        if n % 1000 == 0:
+            producer.poll(0)
+    if producer.flush(120.0) or failed:
+        raise RuntimeError(f"the topic {topic} could not be filled: {failed[:1]}")
+
+
+def _ends(consumer: Any, topic: str) -> dict[int, int]:
+    known = consumer.list_topics(topic, timeout=_WAIT).topics[topic].partitions
+    return {
+        number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=_WAIT)[1]
+        for number in known
+    }
+
+
+def read_back(url: str, topic: str) -> Iterator[int]:
+    """Yield the numbers of all messages of a topic; those of a partition in their order."""
+    consumer: Any = Consumer(
+        {
+            "bootstrap.servers": bootstrap_of(url),
+            "group.id": "benchmark-reader",
+            "enable.auto.commit": False,
+            "fetch.queue.backoff.ms": 10,
+        }
+    )
+    try:
+        left = {number: end for number, end in _ends(consumer, topic).items() if end}
+        consumer.assign([TopicPartition(topic, number, 0) for number in left])
+        deadline = time.monotonic() + 120.0
+        while left:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the topic {topic} could not be read to its end")
+            for record in consumer.consume(1000, 0.2):
+                yield number_of(record.value())
+                if record.offset() + 1 >= left[record.partition()]:
+                    del left[record.partition()]
+    finally:
+        consumer.close()
+
+
+def outstanding(url: str, topic: str, group: str) -> int:
+    """Return how many messages of the topic the group has not committed."""
+    config: dict[str, Any] = {"bootstrap.servers": bootstrap_of(url)}
+    consumer = Consumer({**config, "group.id": "benchmark-reader"})
+    try:
+        ends = _ends(consumer, topic)
+    finally:
+        consumer.close()
+    admin = AdminClient(config)
+    asked = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, n) for n in ends])
+    answer = admin.list_consumer_group_offsets([asked])[group].result(_WAIT)
+    done = {found.partition: max(0, found.offset) for found in answer.topic_partitions}
+    return sum(end - done.get(number, 0) for number, end in ends.items())

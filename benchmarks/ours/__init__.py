@@ -1,0 +1,1 @@
+"""The library as an application uses it."""

@@ -1,0 +1,1 @@
+"""Other libraries, each in the best configuration that keeps the same guarantee."""

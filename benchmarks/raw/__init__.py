@@ -1,0 +1,1 @@
+"""What somebody would write who knows the client well and promises nothing beyond it."""

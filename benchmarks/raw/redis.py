@@ -1,0 +1,54 @@
+"""Redis Streams by redis-py alone, with hiredis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import redis
+
+from benchmarks.brokers.redis import connect, stream_of
+from benchmarks.child import Clock, consumed, go
+from benchmarks.raw.outbox import Row, drain
+
+_PAGE = 500
+
+
+def relay(*, database_url: str, broker_url: str) -> dict[str, Any]:
+    """SELECT 500, XADD in one pipeline, DELETE."""
+    client = connect(broker_url)
+
+    def publish(rows: Sequence[Row]) -> None:
+        pipeline = client.pipeline(transaction=False)
+        for _, message_id, key, body, content_type, topic in rows:
+            fields = {
+                "body": body,
+                "message-id": message_id,
+                "message-key": key,
+                "content-type": content_type,
+            }
+            pipeline.xadd(stream_of(topic), fields)
+        pipeline.execute()
+
+    return drain(database_url, publish)
+
+
+def consume(*, broker_url: str, stream: str, group: str, count: int) -> NoReturn:
+    """XREADGROUP 500, count, XACK 500."""
+    client = connect(broker_url)
+    client.xgroup_create(stream, group, id="0")
+    go()
+    numbers: list[bytes] = []
+    clock = Clock()
+    while len(numbers) < count:
+        numbers += _page(client, stream, group)
+    consumed(numbers, clock.read())
+
+
+def _page(client: redis.Redis, stream: str, group: str) -> list[bytes]:
+    answer: Any = client.xreadgroup(group, "raw", {stream: ">"}, count=_PAGE, block=1000)
+    if not answer:
+        return []
+    entries = answer[0][1] if isinstance(answer, list) else next(iter(answer.values()))[0]
+    client.xack(stream, group, *(entry for entry, _ in entries))
+    return [fields[b"body"][6:15] for _, fields in entries]

@@ -1,0 +1,9 @@
+"""The rows of the table: each prepares, runs and verifies its contestants."""
+
+from __future__ import annotations
+
+from benchmarks.bench import Row
+from benchmarks.rows.consume import ROWS as CONSUME
+from benchmarks.rows.relay import ROWS as RELAY
+
+ROWS: tuple[type[Row], ...] = (*RELAY, *CONSUME)
