@@ -19,8 +19,9 @@ from reliable_mq.errors import ConfigurationError
 from reliable_mq.message import Message
 from reliable_mq_rabbitmq.connection import Connection, Link
 from reliable_mq_rabbitmq.consuming import Plan
-from reliable_mq_rabbitmq.declare import Declaration, message_count
+from reliable_mq_rabbitmq.declare import Declaration
 from reliable_mq_rabbitmq.inspection import Inspection
+from reliable_mq_rabbitmq.lag import ready
 from reliable_mq_rabbitmq.options import Options
 from reliable_mq_rabbitmq.publisher import Publisher
 from reliable_mq_rabbitmq.subscription import RabbitSubscription
@@ -107,33 +108,29 @@ class RabbitAdapter:
     def lag(self, topic: str, group: str) -> int:
         """Return the ready messages of the group's queues plus what this adapter's hold.
 
-        AMQP does not tell what other processes hold unacknowledged: that is not in it. Raises
-        ``ConfigurationError`` where the group was not declared.
+        AMQP does not tell what other processes hold unacknowledged: that is not in it. Where the
+        application does not name the number of partitions, that of the existing queues counts.
+        Raises ``ConfigurationError`` where the group was not declared.
         """
-        connection, timeout = self._asking(), self._options.operation_timeout
-        total = 0
-        for queue in layout_of(topic, self._context.topics).queues(group):
-            ready = message_count(connection, timeout, queue)
-            if ready is None:
-                raise ConfigurationError(
-                    f"group {group!r} of topic {topic!r} has no queue {queue!r}: declare it first"
-                )
-            total += ready
+        timeout = self._options.operation_timeout
+        waiting = ready(self._asking(), timeout, topic, group, self._context.topics)
         held = (each.unacked(topic, group, timeout) for each in list(self._subscriptions))
-        return total + sum(held)
+        return waiting + sum(held)
 
     def redelivery_bound(self, topics: Sequence[str]) -> timedelta | None:
         """Return None: the queues have no time to live."""
         return None
 
     def inspect(self) -> list[Finding]:
-        """Look at the connection, and at topics and groups that were declared or subscribed to.
+        """Look at the connection, and at the topics and groups that the application has.
 
-        With ``management`` in the URL also at policies, bindings, replicas and alarms, and at the
+        These are the context's, and those that were declared here or subscribed to. With
+        ``management`` in the URL also at policies, bindings, replicas and alarms, and at the
         groups that other services declared; else a finding says that nobody did.
         """
+        groups = {(spec.topic, spec.group): spec for spec in self._context.groups} | self._groups
         inspection = Inspection(self._asking(), self._options)
-        return list(inspection.findings(self._context.topics, list(self._groups.values())))
+        return list(inspection.findings(self._context.topics, list(groups.values())))
 
     def close(self) -> None:
         """Close all connections and end their threads, within a few seconds. Idempotent.

@@ -8,7 +8,7 @@ from typing import Any
 from reliable_mq.adapter import Finding, GroupSpec, Severity, TopicSpec
 from reliable_mq_rabbitmq import limits
 from reliable_mq_rabbitmq.management import SERVICE_UNAVAILABLE, Denied, Management, Unavailable
-from reliable_mq_rabbitmq.topology import Layout, layout_of, matches
+from reliable_mq_rabbitmq.topology import Layout, matches, partitions_of
 
 _COLUMNS = "name,type,durable,auto_delete,exclusive,arguments,policy,operator_policy"
 _COLUMNS += ",effective_policy_definition,members,online"
@@ -38,7 +38,8 @@ class Audit:
             self._queues = {queue["name"]: queue for queue in found or ()}
             for topic in sorted({*topics, *(group.topic for group in groups)}):
                 members = [group for group in groups if group.topic == topic]
-                yield from self._topic(layout_of(topic, topics), topics.get(topic), members)
+                spec = topics.get(topic) or TopicSpec(name=topic)
+                yield from self._topic(spec, members, compare=bool(groups))
         except Unavailable as error:
             yield _not_asked(error)
 
@@ -51,6 +52,7 @@ class Audit:
         alarms = (body or {}).get("alarms", ())
         names = sorted({f"{one.get('resource')} of {one.get('node')}" for one in alarms})
         yield Finding(
+            code="rabbitmq-alarm",
             severity=Severity.WARNING,
             subject="RabbitMQ",
             what=f"an alarm is in effect: {', '.join(names) or 'unknown'}",
@@ -63,6 +65,7 @@ class Audit:
             nodes = self._management.get("nodes")
         except Denied:
             yield Finding(
+                code="rabbitmq-nodes-unseen",
                 severity=Severity.INFO,
                 subject="RabbitMQ",
                 what="the nodes of the cluster were not looked at: the user may not see them",
@@ -85,17 +88,22 @@ class Audit:
     # --- a topic ---
 
     def _topic(
-        self, layout: Layout, spec: TopicSpec | None, groups: Sequence[GroupSpec]
+        self, spec: TopicSpec, groups: Sequence[GroupSpec], *, compare: bool
     ) -> Iterator[Finding]:
-        exchange = self._management.get("exchanges", "{vhost}", layout.topic)
+        """Look at one topic; without *compare* nobody knows what the application asks for."""
+        exchange = self._management.get("exchanges", "{vhost}", spec.name)
         if exchange is None:
             return  # AMQP says so as well.
-        yield from self._alternate(layout.topic, exchange)
-        bindings = self._management.get("exchanges", "{vhost}", layout.topic, "bindings", "source")
+        yield from _exchange_kind(spec.name, exchange)
+        yield from self._alternate(spec.name, exchange)
+        bindings = self._management.get("exchanges", "{vhost}", spec.name, "bindings", "source")
         bindings = bindings or ()
+        partitions = spec.partitions or (1 if compare else _bound_partitions(bindings))
+        layout = Layout(spec.name, partitions)
         yield from _routes(layout, bindings)
         for group in groups:
             yield from self._group_bindings(layout, group, bindings)
+            yield from self._order(layout, group)
         for name in sorted(self._names(layout, spec, groups, bindings)):
             yield from self._queue(self._queues[name])
 
@@ -107,6 +115,7 @@ class Audit:
             where = (found or {}).get("definition", {}).get("alternate-exchange")
         if where is not None:
             yield Finding(
+                code="rabbitmq-alternate-exchange",
                 severity=Severity.ERROR,
                 subject=f"topic {topic!r}",
                 what=f"its exchange has the alternate exchange {where!r}",
@@ -128,6 +137,7 @@ class Audit:
         missing = [q for q in layout.queues(group.group) if q in self._queues and q not in bound]
         if missing:
             yield Finding(
+                code="rabbitmq-unbound",
                 severity=Severity.ERROR,
                 subject=f"group {group.group!r} of topic {group.topic!r}",
                 what=f"the exchange does not route to {_listed(missing)}",
@@ -136,10 +146,24 @@ class Audit:
                 remedy="run declare, which binds the queues",
             )
 
+    def _order(self, layout: Layout, group: GroupSpec) -> Iterator[Finding]:
+        existing = [name for name in layout.queues(group.group) if name in self._queues]
+        wrong = [name for name in existing if _is_ordered(self._queues[name]) != group.ordered]
+        if wrong:
+            yield Finding(
+                code="rabbitmq-order",
+                severity=Severity.ERROR,
+                subject=f"group {group.group!r} of topic {group.topic!r}",
+                what=f"its handler is {'ordered' if group.ordered else 'unordered'}, and "
+                f"{_listed(wrong)} is made for the other",
+                why="several consumers would mix up the order, or only one gets anything",
+                remedy="give the changed handler a new group name",
+            )
+
     def _names(
         self,
         layout: Layout,
-        spec: TopicSpec | None,
+        spec: TopicSpec,
         groups: Sequence[GroupSpec],
         bindings: Sequence[Binding],
     ) -> set[str]:
@@ -150,7 +174,7 @@ class Audit:
         names = {name for group in groups for name in layout.queues(group.group)}
         bound = {one["destination"] for one in bindings if one["destination_type"] == "queue"}
         names |= {name for name in bound if name.startswith(f"{layout.topic}.")}
-        if spec is not None and spec.catch_all:
+        if spec.catch_all:
             names.add(spec.name)
         return names & self._queues.keys()
 
@@ -158,6 +182,31 @@ class Audit:
         yield from limits.kind(queue)
         yield from limits.drops(queue)
         yield from limits.replicas(queue, self._nodes)
+
+
+def _is_ordered(queue: Mapping[str, Any]) -> bool:
+    return bool((queue.get("arguments") or {}).get("x-single-active-consumer"))
+
+
+def _exchange_kind(topic: str, exchange: Mapping[str, Any]) -> Iterator[Finding]:
+    wrong = [] if exchange.get("type") == "topic" else [f"of type {exchange.get('type')!r}"]
+    wrong += [] if exchange.get("durable") else ["not durable"]
+    wrong += [name for name in ("auto_delete", "internal") if exchange.get(name)]
+    if wrong:
+        yield Finding(
+            code="rabbitmq-exchange-kind",
+            severity=Severity.ERROR,
+            subject=f"topic {topic!r}",
+            what=f"its exchange is {', '.join(wrong)}",
+            why="partitions are routed by a topic exchange, which a restart must not delete",
+            remedy="delete it, and declare anew, which binds the queues again",
+        )
+
+
+def _bound_partitions(bindings: Sequence[Binding]) -> int:
+    """Return for how many partitions queues are bound; 1 where they do not agree on a number."""
+    found = {partitions_of(one["routing_key"]) for one in bindings} - {None}
+    return found.pop() or 1 if len(found) == 1 else 1
 
 
 def _routes(layout: Layout, bindings: Sequence[Binding]) -> Iterator[Finding]:
@@ -172,6 +221,7 @@ def _routes(layout: Layout, bindings: Sequence[Binding]) -> Iterator[Finding]:
         return
     nowhere = len(lost) == len(keys)
     yield Finding(
+        code="rabbitmq-unrouted",
         severity=Severity.ERROR if bindings else Severity.WARNING,
         subject=f"topic {layout.topic!r}",
         what=(
@@ -187,6 +237,7 @@ def _routes(layout: Layout, bindings: Sequence[Binding]) -> Iterator[Finding]:
 def unchecked() -> Finding:
     """Say that nobody looked at what only the management API shows."""
     return Finding(
+        code="rabbitmq-not-checked",
         severity=Severity.INFO,
         subject="RabbitMQ",
         what="policies, bindings, replicas and alarms were not checked: AMQP does not show them",
@@ -197,6 +248,7 @@ def unchecked() -> Finding:
 
 def _not_asked(error: Unavailable) -> Finding:
     return Finding(
+        code="rabbitmq-not-asked",
         severity=Severity.WARNING,
         subject="RabbitMQ",
         what=f"not everything was checked, the management API could not be asked: {error}",
@@ -208,6 +260,7 @@ def _not_asked(error: Unavailable) -> Finding:
 
 def _dead_nodes(names: Sequence[str]) -> Finding:
     return Finding(
+        code="rabbitmq-dead-node",
         severity=Severity.WARNING,
         subject="RabbitMQ",
         what=f"nodes of the cluster do not run: {', '.join(names)}",
@@ -218,6 +271,7 @@ def _dead_nodes(names: Sequence[str]) -> Finding:
 
 def _split_cluster(names: Sequence[str]) -> Finding:
     return Finding(
+        code="rabbitmq-split",
         severity=Severity.ERROR,
         subject="RabbitMQ",
         what=f"the cluster has been split, as seen by {', '.join(names)}",
@@ -228,6 +282,7 @@ def _split_cluster(names: Sequence[str]) -> Finding:
 
 
 _ONE_NODE = Finding(
+    code="rabbitmq-one-node",
     severity=Severity.INFO,
     subject="RabbitMQ",
     what="the cluster has one node",

@@ -143,11 +143,7 @@ def existing_partitions(
     None as well where the group is new, or was left unfinished with the same number.
     """
     topic, asked = layout.topic, layout.partitions
-
-    def exists(partition: int) -> bool:
-        name = partition_queue(topic, group, partition)
-        return message_count(connection, timeout, name) is not None
-
+    exists = _looks(connection, timeout, topic, group)
     if asked == 1:
         return _count(exists) or None
     if message_count(connection, timeout, single_queue(topic, group)) is not None:
@@ -159,6 +155,23 @@ def existing_partitions(
         # Equal where another process made them all between these looks.
         return found if found not in (0, asked) else None
     return None
+
+
+def number_of_partitions(connection: Connection, timeout: float, topic: str, group: str) -> int:
+    """Return for how many partitions a group's queues exist; 1 where it has none."""
+    if message_count(connection, timeout, single_queue(topic, group)) is not None:
+        return 1
+    return _count(_looks(connection, timeout, topic, group)) or 1
+
+
+def _looks(connection: Connection, timeout: float, topic: str, group: str) -> Callable[[int], bool]:
+    """Return what tells whether a partition, of several, has its queue."""
+
+    def exists(partition: int) -> bool:
+        name = partition_queue(topic, group, partition)
+        return message_count(connection, timeout, name) is not None
+
+    return exists
 
 
 def _count(exists: Callable[[int], bool], first: int = 0) -> int:

@@ -36,8 +36,7 @@ class Inspection:
         yield from plain_text_findings(self._options)
         yield from self._version()
         for topic in sorted(topics):
-            if not self._exchange_exists(topic):
-                yield _missing(f"topic {topic!r}", f"there is no exchange {topic!r}")
+            yield from self._exchange(topic)
         for group in sorted(groups, key=lambda spec: (spec.topic, spec.group)):
             yield from self._group(group, topics)
         if self._options.management is None:
@@ -50,6 +49,7 @@ class Inspection:
         numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
         if numbers and numbers < _OLDEST_VERSION:
             yield Finding(
+                code="rabbitmq-version",
                 severity=Severity.ERROR,
                 subject="RabbitMQ",
                 what=f"the broker has version {version}",
@@ -63,6 +63,7 @@ class Inspection:
         existing = existing_partitions(self._connection, self._timeout, group.group, layout)
         if existing is not None:
             yield Finding(
+                code="rabbitmq-partitions",
                 severity=Severity.ERROR,
                 subject=subject,
                 what=f"its queues exist for {existing} partitions, {layout.partitions} are named",
@@ -83,17 +84,37 @@ class Inspection:
         arguments = queue_arguments(ordered=group.ordered, replication_factor=factor)
         # It exists, so that this declares nothing: the broker only compares.
         refusal = self._refusal("queue_declare", queue=queue, durable=True, arguments=arguments)
-        if refusal is not None:
+        yield from self._difference(refusal, subject, f"queue {queue!r}", "rabbitmq-queue-kind")
+
+    def _exchange(self, topic: str) -> Iterator[Finding]:
+        subject = f"topic {topic!r}"
+        if self._refusal("exchange_declare", exchange=topic, passive=True) is not None:
+            yield _missing(subject, f"there is no exchange {topic!r}")
+            return
+        if self._options.management is not None:
+            return  # Which tells all of it.
+        refusal = self._refusal(
+            "exchange_declare", exchange=topic, exchange_type="topic", durable=True
+        )
+        yield from self._difference(refusal, subject, "its exchange", "rabbitmq-exchange-kind")
+
+    def _difference(
+        self, refusal: errors.ChannelRefused | None, subject: str, what: str, code: str
+    ) -> Iterator[Finding]:
+        """Say what the broker answered when it was to compare."""
+        if refusal is None:
+            return
+        if refusal.code != errors.ACCESS_REFUSED:
             yield Finding(
+                code=code,
                 severity=Severity.ERROR,
                 subject=subject,
-                what=f"queue {queue!r} is not as it should be: {refusal}",
-                why="durability, order and redelivery depend on the kind of queue",
-                remedy="delete it when it is empty and declare anew, or use a new group name",
+                what=f"{what} is not as it should be: {refusal}",
+                why="durability, order and redelivery depend on it, and declare() refuses it",
+                remedy="delete it when it is empty and declare anew, or use a new name",
             )
-
-    def _exchange_exists(self, name: str) -> bool:
-        return self._refusal("exchange_declare", exchange=name, passive=True) is None
+        elif self._options.management is None:
+            yield _not_compared(subject, what)
 
     def _refusal(self, operation: str, **arguments: Any) -> errors.ChannelRefused | None:
         try:
@@ -113,6 +134,7 @@ def plain_text_findings(options: Options) -> Iterator[Finding]:
         far = [host for host, _ in places if not is_loopback(host)]
         if far:
             yield Finding(
+                code="rabbitmq-plain-text",
                 severity=Severity.WARNING,
                 subject="broker_url",
                 what=f"{scheme}:// sends password and data to {', '.join(far)} as plain text",
@@ -121,8 +143,20 @@ def plain_text_findings(options: Options) -> Iterator[Finding]:
             )
 
 
+def _not_compared(subject: str, what: str) -> Finding:
+    return Finding(
+        code="rabbitmq-not-compared",
+        severity=Severity.INFO,
+        subject=subject,
+        what=f"{what} was not compared: the user may not configure it",
+        why="durability, order and redelivery depend on its kind",
+        remedy="run it as the user that declares, or add management to broker_url",
+    )
+
+
 def _missing(subject: str, what: str) -> Finding:
     return Finding(
+        code="rabbitmq-missing",
         severity=Severity.ERROR,
         subject=subject,
         what=what,

@@ -80,6 +80,7 @@ def _broken(queue: str, settings: Settings, source: str, remedy: str) -> Iterato
         if rule.name in settings and not rule.harmless(settings):
             shown = f"{rule.name}={settings[rule.name]!r}"
             yield Finding(
+                code=f"rabbitmq-{rule.name}",
                 severity=rule.severity,
                 subject=f"queue {queue!r}",
                 what=f"it has {shown} {source}",
@@ -95,6 +96,7 @@ def kind(queue: Mapping[str, Any]) -> Iterator[Finding]:
     wrong += [name for name in ("auto_delete", "exclusive") if queue.get(name)]
     if wrong:
         yield Finding(
+            code="rabbitmq-queue-kind",
             severity=Severity.ERROR,
             subject=f"queue {queue['name']!r}",
             what=f"it is {', '.join(wrong)}",
@@ -113,6 +115,7 @@ def replicas(queue: Mapping[str, Any], nodes: int) -> Iterator[Finding]:
     subject = f"queue {queue['name']!r}"
     if members and 2 * len(online) <= len(members):
         yield Finding(
+            code="rabbitmq-no-majority",
             severity=Severity.ERROR,
             subject=subject,
             what=f"{len(online)} of its {len(members)} replicas are online, which is no majority",
@@ -121,6 +124,7 @@ def replicas(queue: Mapping[str, Any], nodes: int) -> Iterator[Finding]:
         )
     if members and len(members) < min(_REPLICAS, nodes):
         yield Finding(
+            code="rabbitmq-few-replicas",
             severity=Severity.WARNING,
             subject=subject,
             what=f"it has {len(members)} replicas in a cluster of {nodes} nodes",

@@ -5,6 +5,7 @@ They are public. A producer or consumer that does not use this library may rely 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,9 @@ MAX_QUEUE_NAME = 249
 NO_DELIVERY_LIMIT = 2147483647
 """The broker counts a delivery for every unacknowledged message at each crash or hand-over, and
 drops what exceeds the limit although no handler ever saw it; attempts are counted in the store."""
+
+
+_ROUTING_KEY = re.compile(r"p\.([1-9][0-9]{0,3})\.[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,12 @@ def single_queue(topic: str, group: str) -> str:
 def partition_queue(topic: str, group: str, partition: int) -> str:
     """Return the queue of one partition where the topic has several."""
     return f"{topic}.{group}.{partition}"
+
+
+def partitions_of(routing_key: str) -> int | None:
+    """Return of how many partitions a routing key is, None where it is nobody's of ours."""
+    found = _ROUTING_KEY.fullmatch(routing_key)
+    return int(found[1]) if found else None
 
 
 def matches(binding_key: str, routing_key: str) -> bool:

@@ -194,6 +194,16 @@ def test_lag_counts_what_is_ready_and_what_this_adapter_holds(
     assert opened(instance="other").lag("orders", GROUP) == 0
 
 
+@pytest.mark.parametrize("partitions", [1, 3])
+def test_lag_is_known_to_one_who_was_not_told_the_number_of_partitions(
+    adapter: Adapter, declare: Declare, opened: Opened, partitions: int
+) -> None:
+    declare(partitions=partitions)
+    assert adapter.publish([message("orders", key=str(i)) for i in range(20)], 20.0) == [SENT] * 20
+    for topics in ({}, {"orders": TopicSpec(name="orders")}):
+        assert opened(topics=topics).lag("orders", GROUP) == 20
+
+
 def test_lag_of_a_group_that_was_not_declared_is_a_configuration_error(
     adapter: Adapter, declare: Declare
 ) -> None:

@@ -24,10 +24,15 @@ BILLING = GroupSpec(topic="orders", group=GROUP)
 
 
 @pytest.fixture
-def adapter(opened: Opened, broker: Broker) -> Adapter:
+def management(broker: Broker) -> str:
+    """The option of the URL that names the management API."""
+    return f"?management=http://127.0.0.1:{broker.node.port('management')}"
+
+
+@pytest.fixture
+def adapter(opened: Opened, management: str) -> Adapter:
     """An adapter that may ask the management API, as the broker's only user."""
-    port = broker.node.port("management")
-    return opened(query=f"?management=http://127.0.0.1:{port}")
+    return opened(query=management)
 
 
 @pytest.fixture
@@ -103,6 +108,47 @@ def test_a_group_that_is_only_subscribed_to_is_looked_at_too(adapter: Adapter) -
     subscription = adapter.subscribe(["orders"], "late", prefetch=1, ordered=False)
     assert any("'orders.late'" in one.what for one in serious(adapter))
     subscription.close()
+
+
+@pytest.mark.parametrize("with_management", [True, False])
+def test_the_groups_of_the_application_are_looked_at_though_nothing_was_declared(
+    adapter: Adapter, opened: Opened, management: str, *, with_management: bool
+) -> None:
+    adapter.declare([ORDERS], [BILLING])
+    groups = [
+        GroupSpec(topic="orders", group=GROUP, ordered=True),
+        GroupSpec(topic="orders", group="audit"),
+    ]
+    doctor = opened(query=management if with_management else "", groups=groups)
+    texts = sorted(f"{one.subject} {one.what}" for one in serious(doctor))
+    assert "'orders.audit'" in texts[0]
+    assert all("'billing'" in text for text in texts[1:])
+    assert "x-single-active-consumer" in texts[-1]
+    assert len(texts) == 2 + with_management
+
+
+def test_partitions_that_nobody_named_are_those_that_exist(
+    adapter: Adapter, opened: Opened, management: str
+) -> None:
+    adapter.declare([TopicSpec(name="orders", partitions=3)], [BILLING])
+    assert serious(opened(query=management, topics={"orders": ORDERS})) == []
+    named_one = opened(query=management, topics={"orders": ORDERS}, groups=[BILLING])
+    assert {one.severity for one in serious(named_one)} == {Severity.ERROR}
+
+
+def test_an_exchange_of_another_kind_is_an_error(
+    opened: Opened, management: str, topics: dict[str, TopicSpec], rabbitmq_url: str
+) -> None:
+    topics["orders"] = ORDERS
+    with channel(rabbitmq_url) as plain:
+        plain.exchange_declare("orders", "fanout", durable=False)
+        plain.queue_declare("orders.x", durable=True, arguments={"x-queue-type": "quorum"})
+        plain.queue_bind("orders.x", "orders", "#")
+    for query in ("", management):
+        kinds = [one for one in serious(opened(query=query)) if one.subject == "topic 'orders'"]
+        assert {one.code for one in kinds} == {"rabbitmq-exchange-kind"}
+        assert {one.severity for one in kinds} == {Severity.ERROR}
+        assert any("fanout" in one.what for one in kinds)
 
 
 # --- policies -----------------------------------------------------------------------------------
