@@ -168,6 +168,22 @@ def test_the_idle_limit_changes_with_each_transaction_and_spares_the_application
 
 
 @on_servers
+def test_a_short_idle_limit_does_not_meet_a_plain_read_that_comes_later(bridge):
+    dialect = bridge.store.dialect
+
+    def limits() -> list[str]:
+        with bridge.engine.connect() as connection:
+            dialect.begin(connection, idle_timeout=10)
+            seen = [idle_limit(connection)]
+            connection.commit()
+            dialect.finish(connection)
+        with bridge.engine.connect() as connection:
+            return [*seen, idle_limit(connection)]
+
+    assert bridge.run(limits) in (["10s", "0"], ["10", "0"])
+
+
+@on_servers
 def test_the_idle_limit_leaves_no_trace_on_an_engine_of_the_application(bridge):
     engine = bridge.engine_of_the_application(pool_size=1, max_overflow=0)
 

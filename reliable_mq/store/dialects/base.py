@@ -43,6 +43,10 @@ ENDING = (
 )
 """Beginnings of statements that end a transaction, or mean to, on any database."""
 
+LASTING = 30.0
+"""Seconds. An idle limit from here on may stay on a pooled connection, which spares a statement
+for each transaction. A shorter one must not: plain reads that come later would meet it."""
+
 OURS = "reliable_mq_engine"
 """Key in ``Connection.info`` of a connection whose engine the store made, not the application."""
 
@@ -79,7 +83,8 @@ class StoreDialect(ABC):
     def begin(self, connection: Connection, *, idle_timeout: float | None = None) -> None:
         """Begin a transaction of our own on a *connection* that is in none: READ COMMITTED.
 
-        The database ends it after *idle_timeout* seconds of silence where it can. On SQLite it
+        The database ends it after *idle_timeout* seconds of silence where it can; a limit below
+        :data:`LASTING` is gone from the pooled connection after :meth:`finish`. On SQLite it
         takes the write lock at once, waiting as long as the connection's own busy time-out says;
         an error then is :attr:`Trouble.BUSY`, and the connection is in no transaction.
         """

@@ -28,6 +28,7 @@ from typing_extensions import override
 from reliable_mq.errors import ConfigurationError
 from reliable_mq.store.dialects.base import (
     ENDING,
+    LASTING,
     Row,
     StoreDialect,
     Trouble,
@@ -103,7 +104,10 @@ class MySQL(StoreDialect):
 
     @override
     def finish(self, connection: Connection) -> None:
-        if not is_ours(connection) and not connection.closed and not connection.invalidated:
+        if connection.closed or connection.invalidated:
+            return
+        limit = connection.info.get(_LIMIT)
+        if not is_ours(connection) or (limit is not None and limit < LASTING):
             _limit_idling(connection, None)
 
     @override

@@ -28,7 +28,14 @@ from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.exc import DBAPIError, InterfaceError
 from typing_extensions import override
 
-from reliable_mq.store.dialects.base import Row, StoreDialect, Trouble, driver_error, is_ours
+from reliable_mq.store.dialects.base import (
+    LASTING,
+    Row,
+    StoreDialect,
+    Trouble,
+    driver_error,
+    is_ours,
+)
 from reliable_mq.store.dialects.claims import Expressions, Statements
 
 _BUSY = {
@@ -76,11 +83,11 @@ class PostgreSQL(StoreDialect):
                 _set_local(connection, str(limit))
             return
         known = connection.info.get(_LIMIT)
-        if known is None and limit is not None:
+        if known is None and limit is not None and limit >= LASTING * 1000:
             _set_for_good(connection, limit)
             known = limit
         connection.begin()
-        if known != limit:
+        if limit != known:
             _set_local(connection, "DEFAULT" if limit is None else str(limit))
 
     @override
