@@ -23,6 +23,7 @@ class Supply(ABC):
         self.database = database
         self.topic = ""
         self.group = GROUP
+        self.ordered = False
 
     @abstractmethod
     def renew(self, count: int) -> None:
@@ -113,7 +114,13 @@ class OnRabbitMQ(Supply):
 
     def renew(self, count: int) -> None:
         self.topic = self.lab.unique("topic")
-        prepare(database_url=self.database, broker_url=self.url, topic=self.topic, partitions=None)
+        prepare(
+            database_url=self.database,
+            broker_url=self.url,
+            topic=self.topic,
+            partitions=None,
+            ordered=self.ordered,
+        )
         rabbitmq.fill(self.url, self.topic, self.queue, count, KEYS)
 
     def raw_task(self) -> dict[str, Any]:

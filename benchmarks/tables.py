@@ -14,6 +14,9 @@ END = "<!-- benchmarks: end -->"
 
 _FIGURES = {
     "rate": "a second",
+    "alone": "write alone, a second",
+    "kept": "of the write alone",
+    "five_to_one": "5 messages / 1, time",
     "p50_ms": "p50 ms",
     "p99_ms": "p99 ms",
     "ms": "ms",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from benchmarks.bench import Row
 from benchmarks.rows.consume import ROWS as CONSUME
+from benchmarks.rows.effects import ROWS as EFFECTS
+from benchmarks.rows.publish import ROWS as PUBLISH
 from benchmarks.rows.relay import ROWS as RELAY
 
-ROWS: tuple[type[Row], ...] = (*RELAY, *CONSUME)
+ROWS: tuple[type[Row], ...] = (*RELAY, *CONSUME, *EFFECTS, *PUBLISH)

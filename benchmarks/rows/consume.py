@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -42,13 +42,19 @@ class Consumers:
         self._bench = bench
         self._supply = supply
 
-    def raw(self, side: str, **task: Any) -> Contestant:
-        """Return the raw client."""
+    def before(self, count: int) -> None:
+        """Prepare a round further than by having messages."""
 
-        def measure(count: int) -> Figures:
-            return self._measure("raw", side, count, lambda: {**self._supply.raw_task(), **task})
+    def after(self, count: int) -> None:
+        """Verify a round further than by what the consumer said."""
 
-        return Contestant(name="raw", measure=measure)
+    def raw(self, name: str, side: str, **task: Any) -> Contestant:
+        """Return a raw client, under a name that begins with ``raw``."""
+
+        def where() -> dict[str, Any]:
+            return {**self._supply.raw_task(), **task}
+
+        return Contestant(name=name, measure=lambda n: self._measure(name, side, n, where))
 
     def ours(self, name: str, side: str, **task: Any) -> Contestant:
         """Return the library, under a name that begins with ``ours``."""
@@ -65,11 +71,15 @@ class Consumers:
 
         return Contestant(name=name, measure=lambda n: self._measure(name, side, n, where))
 
-    def _measure(self, name: str, side: str, count: int, where: Any) -> Figures:
+    def _measure(
+        self, name: str, side: str, count: int, where: Callable[[], dict[str, Any]]
+    ) -> Figures:
         supply = self._supply
         supply.renew(count)
+        self.before(count)
         with self._bench.child(name, side, broker_url=supply.url, count=count, **where()) as child:
             figures = taken(child, supply, count)
+        self.after(count)
         supply.remove()
         return figures
 
@@ -82,7 +92,7 @@ class _Consume(Row):
         with bench.lab.database() as database, bench.lab.broker(self.broker) as broker:
             consumers = Consumers(bench, SUPPLIES[self.broker](bench.lab, broker, database))
             yield [
-                consumers.raw(f"benchmarks.raw.{self.broker}:consume"),
+                consumers.raw("raw", f"benchmarks.raw.{self.broker}:consume"),
                 consumers.ours("ours", "benchmarks.ours.consume:consume"),
             ]
 
