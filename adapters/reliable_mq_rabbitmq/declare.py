@@ -19,6 +19,12 @@ from reliable_mq_rabbitmq.topology import (
     single_queue,
 )
 
+_NEEDED = {
+    "exchange_declare": "configure on it",
+    "queue_declare": "configure on it",
+    "queue_bind": "write on the queue and read on the exchange",
+}
+
 
 class Declaration:
     """One call of ``declare``: exchanges first, then queues with their bindings.
@@ -104,15 +110,15 @@ class Declaration:
         try:
             channel.ask(operation, **arguments)
         except errors.ChannelRefused as error:
-            raise _different(what, error) from error
+            raise _different(what, error, _NEEDED[operation]) from error
 
     def _channel(self) -> AskingChannel:
         return AskingChannel(self._connection, self._timeout)
 
 
-def _different(what: str, error: errors.ChannelRefused) -> Exception:
+def _different(what: str, error: errors.ChannelRefused, permission: str) -> Exception:
     if error.code != errors.PRECONDITION_FAILED:
-        return errors.refused(error, f"to declare {what}")
+        return errors.refused(error, f"to declare {what}", permission)
     if "x-single-active-consumer" in error.text:
         return ConfigurationError(
             f"{what} exists, and one of ordered and unordered is asked for while the other exists "

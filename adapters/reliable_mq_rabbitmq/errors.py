@@ -40,11 +40,14 @@ def describe(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {redact_url(text)}"
 
 
-def refused(error: ChannelRefused, what: str) -> ReliableMQError:
-    """Return the error of an operation (*what*) whose channel the broker closed."""
+def refused(error: ChannelRefused, what: str, permission: str = "it needs") -> ReliableMQError:
+    """Return the error of an operation (*what*) whose channel the broker closed.
+
+    *permission* is the one that may be missing.
+    """
     text = f"RabbitMQ refused {what}: {error}"
     if error.code in (ACCESS_REFUSED, NOT_ALLOWED):
-        return ConfigurationError(f"{text}; grant the user the permission it needs")
+        return ConfigurationError(f"{text}; grant the user the permission {permission}")
     if error.code == PRECONDITION_FAILED:
         return ConfigurationError(text)
     return TransportError(text)

@@ -1,3 +1,5 @@
+"""The adapter contract on a real node, as a user with no more permissions than it takes."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -9,9 +11,14 @@ from reliable_mq.adapter import Adapter
 from reliable_mq.registry import open_adapter
 from reliable_mq.testing.contract import AdapterContract
 from reliable_mq.testing.contract.base import BrokerControl, ContextFactory, Foreign
+from reliable_mq_rabbitmq import rights
 from tests.adapters.rabbitmq.foreign import publish
 from tests.adapters.rabbitmq.servers import started
+from tests.adapters.rabbitmq.users import user
 from tests.brokers import RabbitMQ, Server, find
+
+TOPICS = "contract-[^.]+"
+NEEDED = rights.to_declare(TOPICS) | rights.to_publish(TOPICS) | rights.to_consume(TOPICS, "[^.:]+")
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +31,21 @@ class TestRabbitMQContract(AdapterContract):
     column = "rabbitmq"
 
     @pytest.fixture
-    def url(self, node: Server, unique: str) -> Iterator[str]:
-        # Two seconds of heartbeat, so that a stopped process is noticed within six.
+    def admin_url(self, node: Server, unique: str) -> Iterator[str]:
         if isinstance(node, RabbitMQ):
-            yield node.create_vhost(unique) + "?heartbeat=2"
+            yield node.create_vhost(unique)
             node.delete_vhost(unique)
         else:
             yield node.url
+
+    @pytest.fixture
+    def url(self, node: Server, admin_url: str, unique: str) -> Iterator[str]:
+        # Two seconds of heartbeat, so that a stopped process is noticed within six.
+        if isinstance(node, RabbitMQ):
+            with user(node, unique, NEEDED) as url:
+                yield url + "?heartbeat=2"
+        else:
+            yield admin_url
 
     @pytest.fixture
     def adapter(self, url: str, context: ContextFactory) -> Iterator[Adapter]:
@@ -45,13 +60,13 @@ class TestRabbitMQContract(AdapterContract):
     @pytest.fixture
     def bad_credentials_url(self, url: str) -> str:
         parts = urlsplit(url)
-        netloc = f"guest:sesame-open@{parts.hostname}:{parts.port}"
+        netloc = f"{parts.username}:sesame-open@{parts.hostname}:{parts.port}"
         return urlunsplit(parts._replace(netloc=netloc))
 
     @pytest.fixture
-    def foreign(self, url: str) -> Foreign:
+    def foreign(self, admin_url: str) -> Foreign:
         def send(topic: str, body: bytes | None, headers: list[tuple[str, bytes]]) -> None:
             # AMQP knows no message without a body.
-            publish(url, topic, body or b"", headers=headers)
+            publish(admin_url, topic, body or b"", headers=headers)
 
         return send

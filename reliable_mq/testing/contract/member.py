@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from reliable_mq.adapter import Adapter, AdapterContext, Received, TopicSpec
-from reliable_mq.errors import ReliableMQError
+from reliable_mq.errors import ReliableMQError, TransportError
 from reliable_mq.registry import open_adapter
 from reliable_mq.testing.contract.history import History
 from reliable_mq.testing.contract.messages import id_of, key_of
@@ -111,8 +111,7 @@ class Member:
 
     def _serve(self, command: str | None) -> None:
         if command == "ack":
-            self._reader.ack_and_flush(list(self._reader.received))
-            self._history.write("ack", count=len(self._reader.received))
+            self._ack_everything()
         lost = len(self._reader.lost)
         deliveries = self._reader.step()
         for loss in self._reader.lost[lost:]:
@@ -120,6 +119,15 @@ class Member:
         for delivery in deliveries:
             self._note(delivery)
         self._ack_first(deliveries)
+
+    def _ack_everything(self) -> None:
+        received = list(self._reader.received)
+        try:
+            self._reader.ack_and_flush(received)
+        except TransportError as error:
+            # The connection may have ended while this process stood still, and flush says so.
+            self._history.write("error", type=type(error).__name__, err=str(error))
+        self._history.write("ack", count=len(received))
 
     def _note(self, delivery: Received) -> None:
         self._history.write(
