@@ -65,7 +65,7 @@ class Audit:
             nodes = self._management.get("nodes")
         except Denied:
             yield Finding(
-                code="rabbitmq-nodes-unseen",
+                code="rabbitmq-not-checked",
                 severity=Severity.INFO,
                 subject="RabbitMQ",
                 what="the nodes of the cluster were not looked at: the user may not see them",
@@ -248,7 +248,7 @@ def unchecked() -> Finding:
 
 def _not_asked(error: Unavailable) -> Finding:
     return Finding(
-        code="rabbitmq-not-asked",
+        code="rabbitmq-not-checked",
         severity=Severity.WARNING,
         subject="RabbitMQ",
         what=f"not everything was checked, the management API could not be asked: {error}",

@@ -117,7 +117,7 @@ class Declaration:
 
 
 def _different(what: str, error: errors.ChannelRefused, permission: str) -> Exception:
-    if error.code != errors.PRECONDITION_FAILED:
+    if error.code not in (errors.PRECONDITION_FAILED, errors.RESOURCE_LOCKED):
         return errors.refused(error, f"to declare {what}", permission)
     if "x-single-active-consumer" in error.text:
         return ConfigurationError(

@@ -14,6 +14,7 @@ from reliable_mq.redaction import redact_url
 
 ACCESS_REFUSED = 403
 NOT_FOUND = 404
+RESOURCE_LOCKED = 405
 PRECONDITION_FAILED = 406
 NOT_ALLOWED = 530
 
@@ -48,7 +49,7 @@ def refused(error: ChannelRefused, what: str, permission: str = "it needs") -> R
     text = f"RabbitMQ refused {what}: {error}"
     if error.code in (ACCESS_REFUSED, NOT_ALLOWED):
         return ConfigurationError(f"{text}; grant the user the permission {permission}")
-    if error.code == PRECONDITION_FAILED:
+    if error.code in (PRECONDITION_FAILED, RESOURCE_LOCKED):
         return ConfigurationError(text)
     return TransportError(text)
 

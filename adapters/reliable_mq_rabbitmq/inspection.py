@@ -145,7 +145,7 @@ def plain_text_findings(options: Options) -> Iterator[Finding]:
 
 def _not_compared(subject: str, what: str) -> Finding:
     return Finding(
-        code="rabbitmq-not-compared",
+        code="rabbitmq-not-checked",
         severity=Severity.INFO,
         subject=subject,
         what=f"{what} was not compared: the user may not configure it",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pika
 import pytest
@@ -99,14 +100,51 @@ def test_a_queue_of_another_kind_is_refused_and_left_alone(
     assert adapter.lag("orders", GROUP) == 1
 
 
-def test_a_queue_that_would_drop_what_was_delivered_too_often_is_refused(
-    declare: Declare, rabbitmq_url: str
+QUORUM_ONLY = {"x-queue-type": "quorum"}
+
+OTHER_QUEUES: dict[str, tuple[dict[str, Any], str]] = {
+    "classic": ({"durable": True}, "x-queue-type"),
+    "stream": ({"durable": True, "arguments": {"x-queue-type": "stream"}}, "x-queue-type.*stream"),
+    "not durable": ({"durable": False}, "durable"),
+    "auto-delete": ({"durable": True, "auto_delete": True}, "auto_delete|x-queue-type"),
+    "exclusive": ({"exclusive": True}, "(?i)locked.*exclusive"),
+    "no delivery limit": ({"arguments": QUORUM_ONLY}, "x-delivery-limit"),
+    **{
+        f"{name}={value}": ({"arguments": {**QUORUM, f"x-{name}": value}}, f"x-{name}")
+        for name, value in {
+            "delivery-limit": 3,
+            "max-length": 10,
+            "max-length-bytes": 1000,
+            "message-ttl": 60_000,
+            "expires": 600_000,
+            "dead-letter-exchange": "graveyard",
+            "single-active-consumer": True,
+            "quorum-initial-group-size": 1,
+        }.items()
+    },
+    "max-length, drop-head": (
+        {"arguments": {**QUORUM, "x-max-length": 10, "x-overflow": "drop-head"}},
+        "x-max-length|x-overflow",
+    ),
+    "max-length, reject-publish": (
+        {"arguments": {**QUORUM, "x-max-length": 10, "x-overflow": "reject-publish"}},
+        "x-max-length|x-overflow",
+    ),
+}
+
+
+@pytest.mark.parametrize(("made", "words"), OTHER_QUEUES.values(), ids=OTHER_QUEUES.keys())
+def test_an_existing_queue_that_keeps_other_promises_is_refused_and_left_alone(
+    declare: Declare, broker: Broker, rabbitmq_url: str, made: dict[str, Any], words: str
 ) -> None:
     with channel(rabbitmq_url) as plain:
-        arguments = {"x-queue-type": "quorum", "x-delivery-limit": 3}
-        plain.queue_declare("orders.billing", durable=True, arguments=arguments)
-    with pytest.raises(ConfigurationError, match="x-delivery-limit"):
-        declare()
+        plain.queue_declare("orders.billing", **{"durable": True, **made})
+        with pytest.raises(ConfigurationError, match=words) as caught:
+            declare()
+        assert "orders.billing" in str(caught.value)
+        (queue,) = broker.api("GET", "/queues/{vhost}")
+    expected = made.get("arguments", {})
+    assert {name: queue["arguments"].get(name) for name in expected} == expected
 
 
 def test_an_exchange_of_another_kind_is_refused(declare: Declare, rabbitmq_url: str) -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pika
@@ -13,6 +16,7 @@ from reliable_mq.errors import ReliableMQError, TransportError
 from reliable_mq.testing.contract.messages import LIMITS, numbered, numbers_of
 from reliable_mq.testing.contract.readers import Reader
 from reliable_mq.testing.contract.waiting import Deadline, wait_for
+from reliable_mq_rabbitmq.codec import decode_properties
 from tests.adapters.rabbitmq.conftest import GROUP, Broker
 from tests.adapters.rabbitmq.foreign import (
     RawProperties,
@@ -38,6 +42,10 @@ def nested(depth: int) -> bytes:
         inside = b"A" + struct.pack(">I", len(inside)) + inside
     return inside
 
+
+LOST_OWNERS = Path(__file__).with_name("lost_owners.py")
+LIVES = 25
+"""More than the delivery limit that a broker may have of its own: 20, from 4.0 on."""
 
 POISON = {
     "a time beyond the year 9999": value(b"T", ">Q", 2**63),
@@ -304,3 +312,19 @@ def test_an_ack_sent_one_by_one_behind_a_gap_leaves_only_the_gap(
     assert adapter.lag(topic, GROUP) == len(left)
     consumer.close()
     assert sorted(numbers_of(reader().take_only(len(left)))) == left
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(300)
+def test_messages_that_were_held_by_many_killed_owners_and_never_handled_all_arrive(
+    broker: Broker, adapter: Adapter, declare: Declare, reader: Read
+) -> None:
+    topic = declare(ordered=True)
+    assert adapter.publish(numbered(topic, range(100), key=None), 30.0) == [SENT] * 100
+    command = [sys.executable, str(LOST_OWNERS), broker.url, topic, GROUP, str(LIVES), "100"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["100"] * LIVES
+    again = reader(ordered=True).take_only(100)
+    assert numbers_of(again) == list(range(100))
+    counts = dict(decode_properties(again[0].receipt.properties).headers)
+    assert int(counts["x-delivery-count"]) >= LIVES
