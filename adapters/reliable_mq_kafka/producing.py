@@ -9,6 +9,8 @@ from contextlib import suppress
 
 from confluent_kafka import KafkaException, Producer
 
+from reliable_mq.message import Message
+from reliable_mq.partitioning import partition_for
 from reliable_mq_kafka.errors import error_of
 from reliable_mq_kafka.health import Health
 
@@ -102,6 +104,17 @@ class Line:
         """Tell whether every partition of *topic* is primed."""
         partitions = self._partitions.get(topic)
         return partitions is not None and len(self._primed.get(topic, ())) >= partitions
+
+    def must_prime(self, message: Message) -> bool:
+        """Tell whether nothing of its key may follow *message* before that is confirmed."""
+        if message.key is None:
+            return False
+        partitions = self._partitions.get(message.topic)
+        if partitions is None:
+            return True
+        # What is not UTF-8 the client refuses; where it would have gone does not matter.
+        partition = partition_for(message.key.encode(errors="surrogatepass"), partitions)
+        return partition not in self._primed.get(message.topic, ())
 
     # --- reports ---
 

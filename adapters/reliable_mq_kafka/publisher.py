@@ -6,8 +6,8 @@ How the promises are kept:
 - *Prefix rule.* A partition's messages are stored in the order in which they were handed over,
   and the first one that a broker refuses ends the producer (``enable.gapless.guarantee``), so
   that nothing behind it is stored. For what is on its way already the broker sees to that, but
-  only in a partition where it knows the producer: there of each key the first message goes ahead
-  alone. A message that the client itself refuses blocks its key.
+  only in a partition where it knows the producer: elsewhere of each key the first message goes
+  ahead alone. A message that the client itself refuses blocks its key.
 - *Nothing later.* Whoever does not have all its reports at its deadline ends the producer:
   what was queued is taken out of it. What a broker has been sent already may still be stored,
   as a copy of what will be sent again before anything younger of its key.
@@ -109,7 +109,9 @@ class Publisher:
             topics = {message.topic for message in draft.messages}
             line.look_up(topics, deadline - time.monotonic())
             if not all(map(line.is_primed, topics)):
-                self._send(line, draft, draft.heads(), deadline, first=True)
+                first = [head for head in draft.heads() if line.must_prime(head[1])]
+                if first:
+                    self._send(line, draft, first, deadline, first=True)
             if not draft.complete and line.usable:
                 self._send(line, draft, draft.open(), deadline)
             return _left(line)

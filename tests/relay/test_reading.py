@@ -209,6 +209,28 @@ def test_on_postgresql_reading_and_deleting_never_scan_the_table(postgresql_stor
         assert "Sort" not in plan
 
 
+def test_on_postgresql_a_few_busy_keys_do_not_lead_the_planner_to_another_index(postgresql_store):
+    """In the index of the ids it would walk through the whole outbox, once for each slot."""
+    store = postgresql_store
+    plans = []
+    with store.transaction() as connection:
+        put(store, connection, *(message(f"m{n}", f"k{n % 3}") for n in range(3000)))
+    with store.engine.connect() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+        connection.execute(text(f"ANALYZE {store.tables.outbox.name}"))
+
+    @event.listens_for(store.engine, "before_cursor_execute")
+    def explain(connection, cursor, statement, parameters, context, many):
+        if store.tables.outbox.name in statement:
+            driver = connection.connection.driver_connection
+            found = driver.execute("EXPLAIN " + statement, parameters, prepare=False)
+            plans.append("\n".join(line for (line,) in found))
+
+    read(store)
+    assert len(plans) == 1
+    assert f"Index Scan using {store.tables.outbox.name}_pkey" in plans[0]
+
+
 def test_on_sqlite_reading_follows_the_table_and_sorts_nothing(sqlite_url):
     store = Store(database_url=sqlite_url)
     store.create()

@@ -148,6 +148,13 @@ class StoreDialect(ABC):
         """Tell whether the database still has the transaction we believe in."""
         return True
 
+    def read_in_bulk(self, connection: Connection) -> None:
+        """Let large results of *connection* come in the form that costs least, until its close.
+
+        The values are the same. Nothing to do where the driver knows one form only.
+        """
+        return
+
     def finish(self, connection: Connection) -> None:
         """Put the session back as it was, after the transaction ended; before the pool has it."""
         return

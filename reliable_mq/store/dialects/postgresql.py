@@ -18,6 +18,7 @@ from sqlalchemy import (
     Table,
     bindparam,
     column,
+    event,
     func,
     literal_column,
     select,
@@ -96,6 +97,12 @@ class PostgreSQL(StoreDialect):
             _set_local(connection, "DEFAULT")
 
     @override
+    def read_in_bulk(self, connection: Connection) -> None:
+        # As text a body takes twice its size, and half of the time of a read.
+        if connection.dialect.driver == "psycopg":
+            event.listen(connection, "before_cursor_execute", _in_binary)
+
+    @override
     def claim(
         self, connection: Connection, inbox: Table, rows: Sequence[Row], *, lock_timeout: float
     ) -> set[str]:
@@ -151,6 +158,10 @@ class PostgreSQL(StoreDialect):
     @override
     def insert_ignoring(self, table: Table) -> Insert:
         return insert(table).on_conflict_do_nothing()
+
+
+def _in_binary(connection: Connection, cursor: Any, *_: object) -> None:
+    cursor.format = 1  # psycopg.pq.Format.BINARY
 
 
 def _set_local(connection: Connection, limit: str) -> None:
