@@ -85,15 +85,16 @@ def membership(metadata: bytes) -> Membership:
     The client offers it as bytes only. A form that is not known is an error: without a look at
     it nobody could tell a member from a stranger, whose offsets are not fenced.
     """
-    if not metadata.startswith(_MAGIC):
+    at = len(_MAGIC)
+    # Magic, generation, and the names of group and member, each with a zero at its end.
+    names = metadata[at + 4 :].split(b"\0", 2)
+    if not metadata.startswith(_MAGIC) or len(names) < 3:
         raise ConfigurationError(
             "this version of confluent-kafka has group metadata of an unknown form: "
             "guarantee 'exactly-once' needs another one"
         )
-    at = len(_MAGIC)
     generation = int.from_bytes(metadata[at : at + 4], sys.byteorder, signed=True)
-    _group, member, _rest = metadata[at + 4 :].split(b"\0", 2)
-    return Membership(metadata, generation, member.decode("utf-8", "replace"))
+    return Membership(metadata, generation, names[1].decode("utf-8", "replace"))
 
 
 class Transactions:

@@ -1,6 +1,7 @@
 """A process with an exactly-once handler, which can end or stop itself at a given point.
 
-``POINT`` is one of ``POINTS``, ``AT`` counts its passages, ``HOW`` is the signal.
+The handler works for ``WORK`` seconds. ``POINT`` is one of ``POINTS``, ``AT`` counts its passages,
+``HOW`` is the signal.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import itertools
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -57,8 +59,11 @@ def after(cls: type, name: str, then: Callable[[], None]) -> None:
 
 
 def build(url: str, database_url: str, prefix: str) -> ReliableMQ:
-    """Return an application whose handler passes numbers on."""
-    mq = ReliableMQ(Settings(broker_url=url, database_url=database_url, group="copy"))
+    """Return an application whose handler passes numbers on.
+
+    In a group of its own: a static member of another test would keep it waiting.
+    """
+    mq = ReliableMQ(Settings(broker_url=url, database_url=database_url, group=prefix))
     mq.topic(f"{prefix}-in", int, partitions=3)
     mq.topic(f"{prefix}-out", int, partitions=3)
     return mq
@@ -74,9 +79,14 @@ def main() -> None:
     after(Transactions, "_commit", lambda: point.passed("committed"))
     mq = build(os.environ["URL"], os.environ["DATABASE"], prefix)
 
+    work, handled = float(os.environ.get("WORK", "0")), itertools.count()
+
     @mq.handler(f"{prefix}-in", guarantee="exactly-once", concurrency=2)
-    def copy(message: Message) -> None:
+    def copy(number: int, message: Message) -> None:
         mq.publish(f"{prefix}-out", message.body, key=message.key)
+        time.sleep(work)
+        if not next(handled):
+            logging.getLogger("program").warning("handled its first")
         point.passed("handler")
 
     mq.run()

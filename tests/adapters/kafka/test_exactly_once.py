@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
-import subprocess
-import sys
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, TopicPartition
 
-from reliable_mq import ReliableMQ
 from tests.adapters.kafka.conftest import started
-from tests.adapters.kafka.exactly_once_program import build
+from tests.adapters.kafka.copying import PATIENT, Copying, Program
 from tests.brokers import Kafka, variable
 from tests.e2e.waiting import until
 
-PARTITIONS = 3
 QUICK = {"transaction.abort.timed.out.transaction.cleanup.interval.ms": "500"}
-OPTIONS = "session_timeout=2&transaction_timeout=3"
-PATIENT = "session_timeout=2&transaction_timeout=120"
-"""Nothing ends by a time-out of the transaction: what is refused is refused for its member."""
+WORK = 0.005
+"""Seconds for each input: enough for something to happen in between."""
 
 
 @pytest.fixture(scope="module")
@@ -36,165 +27,6 @@ def breakable(request: pytest.FixtureRequest) -> Iterator[Kafka]:
     if os.environ.get(variable("kafka")):
         pytest.skip("a broker that somebody else runs cannot be killed from here")
     yield from started(request, Kafka(QUICK))
-
-
-class Program:
-    """A process of ``exactly_once_program.py``."""
-
-    def __init__(self, environment: dict[str, str], log: Path) -> None:
-        self._log = log
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.adapters.kafka.exactly_once_program"],
-                stdout=output,
-                stderr=output,
-                env={**os.environ, **environment},
-            )
-
-    def said(self) -> str:
-        """Return its log."""
-        return self._log.read_text(errors="replace")
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send it a signal."""
-        self._process.send_signal(number)
-
-    def wait_for_death(self) -> None:
-        """Wait until it has been killed."""
-        until(lambda: self._process.poll() is not None, self.said)
-        assert self._process.returncode == -signal.SIGKILL, self.said()
-
-    def end(self) -> None:
-        """Kill it, if it still lives."""
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is not None:
-            error.add_note(f"{self._log.name} said:\n{self.said()[-5000:]}")
-        self.end()
-
-
-class Copying:
-    """Inputs, the processes that copy them, and readers of what comes out."""
-
-    def __init__(self, server: Kafka, prefix: str, folder: Path, stack: ExitStack) -> None:
-        self.server = server
-        self.prefix = prefix
-        self._folder = folder
-        self._stack = stack
-        self._numbers = itertools.count()
-        self._logs = itertools.count()
-        self._sender = self.application(OPTIONS)
-        self._sender.declare()
-        self._sent = 0
-
-    def database(self) -> str:
-        return f"sqlite:///{self._folder / 'store.db'}"
-
-    def application(self, options: str = OPTIONS) -> ReliableMQ:
-        """Return the application, without a handler."""
-        mq = build(f"{self.server.url}?{options}", self.database(), self.prefix)
-        self._stack.callback(mq.close)
-        return mq
-
-    def start(
-        self, point: str = "", *, at: int = 1, how: str = "SIGKILL", options: str = OPTIONS
-    ) -> Program:
-        """Start a process."""
-        environment = {
-            "URL": f"{self.server.url}?{options}",
-            "DATABASE": self.database(),
-            "PREFIX": self.prefix,
-            "POINT": point,
-            "AT": str(at),
-            "HOW": how,
-        }
-        log = self._folder / f"program-{next(self._logs)}.log"
-        return self._stack.enter_context(Program(environment, log))
-
-    def send(self, count: int) -> None:
-        """Send so many inputs."""
-        for number in itertools.islice(self._numbers, count):
-            self._sender.publish_direct(
-                f"{self.prefix}-in", number, key=f"k{number % 7}", timeout=60
-            )
-        self._sent += count
-
-    def outputs(self, isolation: str = "read_committed", suffix: str = "out") -> list[int]:
-        """Return every output that such a reader sees now."""
-        return _read(self.server.bootstrap, f"{self.prefix}-{suffix}", isolation)
-
-    def check(self) -> None:
-        """Wait for the last output and the last open transaction; then each is there once."""
-        until(lambda: len(set(self.outputs())) == self._sent, self._shown)
-        until(self._nothing_is_open)
-        assert sorted(self.outputs()) == list(range(self._sent)), self._shown()
-        topic = f"{self.prefix}-in"
-        until(lambda: self._sender._runtime.adapter.lag(topic, "copy") == 0)
-
-    def _nothing_is_open(self) -> bool:
-        topic = f"{self.prefix}-out"
-        levels = ("read_committed", "read_uncommitted")
-        stable, end = (_ends(self.server.bootstrap, topic, level) for level in levels)
-        return stable == end
-
-    def _shown(self) -> str:
-        outputs = Counter(self.outputs())
-        twice = [number for number, times in outputs.items() if times > 1]
-        missing = sorted(set(range(self._sent)) - set(outputs))
-        return f"{len(outputs)} of {self._sent}; missing {missing[:20]}; twice {twice[:20]}"
-
-
-def _reader(bootstrap: str, isolation: str) -> Consumer:
-    return Consumer(
-        {
-            "bootstrap.servers": bootstrap,
-            "group.id": "reader",
-            "isolation.level": isolation,
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-            "auto.offset.reset": "earliest",
-        }
-    )
-
-
-def _read(bootstrap: str, topic: str, isolation: str) -> list[int]:
-    consumer = _reader(bootstrap, isolation)
-    found: list[int] = []
-    ended = 0
-    try:
-        partitions = len(consumer.list_topics(topic, timeout=30).topics[topic].partitions)
-        consumer.assign([TopicPartition(topic, number, 0) for number in range(partitions)])
-        while ended < partitions:
-            record = consumer.poll(30)
-            assert record is not None, "the reader gets no answer"
-            error = record.error()
-            if error is None:
-                found.append(int(record.value() or b""))
-            elif error.code() == KafkaError._PARTITION_EOF:
-                ended += 1
-    finally:
-        consumer.close()
-    return found
-
-
-def _ends(bootstrap: str, topic: str, isolation: str) -> list[int]:
-    consumer = _reader(bootstrap, isolation)
-    try:
-        places = [TopicPartition(topic, number) for number in range(PARTITIONS)]
-        return [consumer.get_watermark_offsets(place, timeout=30)[1] for place in places]
-    finally:
-        consumer.close()
 
 
 @pytest.fixture
@@ -271,3 +103,60 @@ def test_a_transaction_of_a_stopped_process_is_over_when_it_comes_back(copying: 
     copying.check()
     copying.send(10)
     copying.check()
+
+
+# --- traffic --------------------------------------------------------------------------------------
+
+
+def no_output_is_seen_twice(copying: Copying, count: int) -> bool:
+    """Tell whether *count* outputs are there, none of them twice."""
+    seen = copying.outputs()
+    assert len(set(seen)) == len(seen)
+    return len(seen) >= count
+
+
+def has_handled(program: Program) -> bool:
+    return "handled its first" in program.said()
+
+
+def test_a_process_that_joins_and_leaves_under_traffic_leaves_each_output_once(
+    copying: Copying,
+) -> None:
+    with copying.traffic():
+        steady = copying.start(work=WORK)
+        until(lambda: no_output_is_seen_twice(copying, 50), steady.said)
+        for _ in range(2):
+            guest = copying.start(work=WORK)
+            until(partial(has_handled, guest), guest.said)
+            seen = len(copying.outputs())
+            until(partial(no_output_is_seen_twice, copying, seen + 20), guest.said)
+            guest.leave()
+    copying.check()
+
+
+def test_a_member_with_a_lasting_name_is_killed_and_comes_back_to_its_partitions(
+    copying: Copying,
+) -> None:
+    # A session longer than the test may take: nobody waits for its end.
+    options = "session_timeout=300&transaction_timeout=3&static_id=one"
+    copying.fill(200)
+    with copying.start("produced", at=2, options=options, work=WORK) as killed:
+        killed.wait_for_death()
+    copying.start(options=options)
+    copying.check()
+
+
+# --- what cannot be handled -----------------------------------------------------------------------
+
+
+def test_an_input_that_cannot_be_decoded_is_a_dead_letter_once_and_the_rest_goes_on(
+    copying: Copying,
+) -> None:
+    copying.fill(20)
+    copying.send_raw(b"no number")
+    copying.fill(20)
+    with copying.start("offsets", at=1) as killed:
+        killed.wait_for_death()
+    copying.start()
+    copying.check()
+    assert copying.bodies(f"{copying.prefix}-in.{copying.prefix}.dlq") == [b"no number"]

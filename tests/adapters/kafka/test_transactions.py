@@ -1,0 +1,271 @@
+"""Transactions one at a time: who may commit, and what is left of one that may not."""
+
+from __future__ import annotations
+
+import struct
+import time
+from contextlib import ExitStack
+
+import pytest
+from confluent_kafka import KafkaException, TopicPartition
+
+from reliable_mq.adapter import (
+    SENT,
+    Handled,
+    Received,
+    TopicSpec,
+    TransactionalSubscription,
+)
+from reliable_mq.errors import (
+    ConfigurationError,
+    StaleDeliveryError,
+    TransportError,
+)
+from reliable_mq.testing.contract.base import fresh_name
+from reliable_mq.testing.contract.messages import message, numbered, numbers_of
+from reliable_mq.testing.contract.waiting import wait_for
+from reliable_mq_kafka.adapter import KafkaAdapter
+from reliable_mq_kafka.transactional import TransactionalIntake
+from reliable_mq_kafka.transactions import FencedError, Membership, Transactions, membership
+from tests.adapters.kafka.conftest import Declare, Open
+from tests.adapters.kafka.copying import read_all
+
+INPUTS = 3
+
+
+class Copier:
+    """A member that copies what it receives to another topic."""
+
+    def __init__(self, adapter: KafkaAdapter, source: str, target: str, group: str) -> None:
+        self.subscription: TransactionalSubscription
+        self.subscription = adapter.subscribe_transactional([source], group, prefetch=100)
+        self._target = target
+
+    def take(self, count: int = INPUTS) -> list[Received]:
+        taken: list[Received] = []
+
+        def enough() -> bool:
+            taken.extend(self.subscription.receive(100, 0.2).deliveries)
+            return len(taken) >= count
+
+        wait_for(enough, f"{count} deliveries")
+        return taken
+
+    def commit(self, taken: list[Received], target: str | None = None) -> None:
+        handled = [
+            Handled(one, numbered(target or self._target, numbers_of([one]))) for one in taken
+        ]
+        assert not self.subscription.commit(handled)
+
+    @property
+    def intake(self) -> TransactionalIntake:
+        found = self.subscription._intake  # type: ignore[attr-defined]
+        assert isinstance(found, TransactionalIntake)
+        return found
+
+    def member(self) -> Membership:
+        """Return who it is, as it says with each commit."""
+        return self.intake.membership([*self.intake._share])
+
+
+class MakeCopier:
+    """Makes members of one group of the test's own."""
+
+    def __init__(self, open_one: Open, source: str, target: str, stack: ExitStack) -> None:
+        self.source, self.target, self.group = source, target, fresh_name("group")
+        self._open_one = open_one
+        self._stack = stack
+
+    def __call__(self, *, query: str = "session_timeout=6", **options: object) -> Copier:
+        adapter = self._open_one(query=query, client_options=options)
+        made = Copier(adapter, self.source, self.target, self.group)
+        self._stack.callback(made.subscription.close)
+        return made
+
+
+@pytest.fixture
+def copier(
+    adapter: KafkaAdapter, open_one: Open, declare: Declare, resources: ExitStack
+) -> MakeCopier:
+    source, target = declare(), declare()
+    assert adapter.publish(numbered(source, range(INPUTS)), 60.0) == [SENT] * INPUTS
+    return MakeCopier(open_one, source, target, resources)
+
+
+@pytest.fixture
+def place(kafka_url: str) -> str:
+    return kafka_url.partition("://")[2]
+
+
+def outputs(place: str, topic: str) -> list[int]:
+    """Return what a reader of committed messages sees."""
+    return [int(body) for body in read_all(place, topic, "read_committed")]
+
+
+# --- fencing --------------------------------------------------------------------------------------
+
+
+def lapsed(copier: MakeCopier) -> tuple[Copier, list[Received], Membership]:
+    """Return a member that will be out of the group unless it is served, with what it holds."""
+    asleep = copier(query="session_timeout=2", **{"max.poll.interval.ms": 2000})
+    taken = asleep.take()
+    return asleep, taken, asleep.member()
+
+
+def run(copier: Copier, target: str, source: str, member: Membership) -> None:
+    """Store outputs and the end of the inputs as *member*, past every check of ours."""
+    clients = copier.subscription._clients  # type: ignore[attr-defined]
+    transactions = Transactions(clients, fresh_name("transactions"))
+    end = [TopicPartition(source, 0, INPUTS)]
+    try:
+        assert not transactions.run(numbered(target, range(INPUTS)), end, member)
+    finally:
+        transactions.close()
+
+
+def test_a_replaced_member_commits_nothing_before_and_after_its_heir_does(
+    copier: MakeCopier, place: str
+) -> None:
+    asleep, taken, _ = lapsed(copier)
+    heir = copier()
+    again = heir.take()
+    assert numbers_of(again) == numbers_of(taken)
+    with pytest.raises((StaleDeliveryError, TransportError)):
+        asleep.commit(taken)
+    heir.commit(again)
+    with pytest.raises((StaleDeliveryError, TransportError)):
+        asleep.commit(taken)
+    assert outputs(place, copier.target) == list(range(INPUTS))
+
+
+def test_the_brokers_themselves_refuse_a_replaced_member_and_undo_its_outputs(
+    copier: MakeCopier, place: str
+) -> None:
+    _, _, stale = lapsed(copier)
+    heir = copier()
+    heir.take()
+    with pytest.raises(FencedError):
+        run(heir, copier.target, copier.source, stale)
+    assert outputs(place, copier.target) == []
+    assert len(read_all(place, copier.target, "read_uncommitted")) == INPUTS
+    # The same as the present owner: it was the member that was refused, nothing else.
+    run(heir, copier.target, copier.source, heir.member())
+    assert outputs(place, copier.target) == list(range(INPUTS))
+
+
+def test_of_two_members_with_one_static_id_only_the_younger_commits(
+    copier: MakeCopier, place: str
+) -> None:
+    query = "session_timeout=30&static_id=one"
+    elder = copier(query=query)
+    elder.take()
+    stale = elder.member()
+    younger = copier(query=query)
+    again = younger.take()
+    with pytest.raises(FencedError):
+        run(younger, copier.target, copier.source, stale)
+    younger.commit(again)
+    assert outputs(place, copier.target) == list(range(INPUTS))
+
+
+def test_a_producer_that_takes_the_place_of_another_undoes_what_that_one_left(
+    copier: MakeCopier, place: str
+) -> None:
+    owner = copier()
+    owner.take()
+    clients = owner.subscription._clients  # type: ignore[attr-defined]
+    name = fresh_name("transactions")
+    left, successor = Transactions(clients, name), Transactions(clients, name)
+    left.prepare(30.0)
+    producer = left._producer
+    assert producer is not None
+    producer.begin_transaction()
+    left._produce(producer, numbered(copier.target, [99]), time.monotonic() + 30.0)
+    successor.prepare(30.0)
+    with pytest.raises(KafkaException):
+        producer.commit_transaction(30)
+    assert outputs(place, copier.target) == []
+    end = [TopicPartition(copier.source, 0, INPUTS)]
+    assert not successor.run(numbered(copier.target, [1]), end, owner.member())
+    assert outputs(place, copier.target) == [1]
+    left.close()
+    successor.close()
+
+
+# --- outputs that have no place -------------------------------------------------------------------
+
+
+def test_an_output_without_a_topic_stores_nothing_until_the_topic_is_there(
+    copier: MakeCopier, adapter: KafkaAdapter, place: str
+) -> None:
+    owner = copier()
+    taken = owner.take()
+    later = fresh_name("later")
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match=rf"{later}.*declare"):
+            owner.commit(taken, later)
+        assert adapter.lag(copier.source, copier.group) == INPUTS
+    adapter.declare([TopicSpec(name=later)], [])
+    owner.commit(taken, later)
+    assert outputs(place, later) == list(range(INPUTS))
+    assert adapter.lag(copier.source, copier.group) == 0
+
+
+def test_of_several_outputs_the_one_that_does_not_fit_is_named_and_none_is_stored(
+    copier: MakeCopier, declare: Declare, adapter: KafkaAdapter, place: str
+) -> None:
+    narrow = declare(options={"max.message.bytes": 1000})
+    owner = copier()
+    taken = owner.take()
+    bodies = [b"1", b"x" * 5000, b"3"]
+    handled = [
+        Handled(one, [message(narrow, body)]) for one, body in zip(taken, bodies, strict=True)
+    ]
+    refused = owner.subscription.commit(handled)
+    assert refused.keys() == {1}
+    assert "max.message.bytes" in refused[1]
+    assert read_all(place, narrow, "read_committed") == []
+    assert adapter.lag(copier.source, copier.group) == INPUTS
+    assert not owner.subscription.commit([handled[0], Handled(taken[1]), handled[2]])
+    assert read_all(place, narrow, "read_committed") == [b"1", b"3"]
+
+
+# --- who a member is ------------------------------------------------------------------------------
+
+
+def described(generation: int, member: str, group: str = "billing", rest: bytes = b"\0") -> bytes:
+    head = b"CGMDv2:" + struct.pack("=i", generation)
+    return head + group.encode() + b"\0" + member.encode() + b"\0" + rest
+
+
+def test_the_clients_group_metadata_tell_generation_and_member() -> None:
+    data = described(7, "reliable-mq-1234")
+    assert membership(data) == Membership(data, 7, "reliable-mq-1234")
+    assert membership(data).is_valid
+    assert membership(described(3, "m", rest=b"\1web-1\0")).member == "m"
+
+
+@pytest.mark.parametrize(("generation", "member"), [(-1, ""), (-1, "m"), (4, "")])
+def test_whoever_is_in_no_generation_is_no_member(generation: int, member: str) -> None:
+    # The brokers take the offsets of such a one without a look.
+    assert not membership(described(generation, member)).is_valid
+
+
+@pytest.mark.parametrize("data", [b"", b"CGMDv3:\0\0\0\0g\0m\0", described(1, "m")[1:]])
+def test_metadata_of_an_unknown_form_are_an_error(data: bytes) -> None:
+    with pytest.raises(ConfigurationError, match="exactly-once"):
+        membership(data)
+
+
+@pytest.mark.parametrize("end", [7, 9, 12, 20])
+def test_metadata_that_end_early_are_an_error(end: int) -> None:
+    with pytest.raises(ConfigurationError, match="exactly-once"):
+        membership(described(1, "member")[:end])
+
+
+def test_the_membership_is_that_of_the_client(copier: MakeCopier) -> None:
+    owner = copier()
+    owner.take()
+    found = owner.member()
+    assert found.member == owner.intake._consumer.memberid()
+    assert found.generation > 0
