@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,6 +42,15 @@ class Contestant:
     share: float = 1.0
     note: str = ""
     missing: str = ""
+
+
+def peer(
+    *, name: str, measure: Callable[[int], Figures], module: str, share: float, note: str
+) -> Contestant:
+    """Return a contestant that takes part where its package is installed."""
+    there = find_spec(module) is not None
+    missing = "" if there else f"{module} is not installed for this Python"
+    return Contestant(name=name, measure=measure, share=share, note=note, missing=missing)
 
 
 class Bench:

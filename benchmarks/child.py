@@ -41,6 +41,11 @@ def go() -> None:
         sys.exit("the measuring process is gone")
 
 
+def linger() -> None:
+    """Wait for the parent's word, while other threads go on."""
+    sys.stdin.readline()
+
+
 def consumed(numbers: Sequence[object], figures: Mapping[str, float]) -> NoReturn:
     """Report what a consumer has taken, and later again, until the parent ends this process.
 
@@ -49,7 +54,7 @@ def consumed(numbers: Sequence[object], figures: Mapping[str, float]) -> NoRetur
     """
     for event in ("done", "final"):
         report(event=event, count=len(numbers), distinct=len(set(numbers)), **figures)
-        sys.stdin.readline()
+        linger()
     while True:
         time.sleep(60)
 

@@ -28,6 +28,17 @@ SELECT slot, message_id, %(topic)s, message_key, body, '[]', '{CONTENT_TYPE}',
 FROM {{name}} WHERE n < %(count)s ORDER BY n
 """
 
+_FILL_TIMES = _FILL.replace(
+    "FROM {name} WHERE n < %(count)s ORDER BY n",
+    "FROM generate_series(1, %(times)s) AS time, {name} ORDER BY time, n",
+)
+_FASTSTREAM_FILL = """
+INSERT INTO fso_outbox (queue, payload, headers)
+SELECT 'orders', body, jsonb_build_object('content-type', 'application/octet-stream',
+       'correlation_id', message_id, 'message-key', convert_from(message_key, 'UTF8'))
+FROM {name} WHERE n < %(count)s ORDER BY n
+"""
+
 
 class Outboxes:
     """The prepared messages and what is made of them, on one PostgreSQL connection."""
@@ -57,6 +68,22 @@ class Outboxes:
     def fill(self, topic: str, count: int) -> None:
         """Put *count* messages into the library's outbox, and nothing else."""
         self._fill("reliable_mq_outbox", _FILL, topic, count)
+
+    def fill_at_once(self, topic: str, times: int = 1) -> None:
+        """Put all messages into the library's outbox *times* times, while relays wait for them."""
+        self._connection.execute(
+            _FILL_TIMES.format(name=self._name), {"topic": topic, "times": times}
+        )
+        self._connection.commit()
+
+    def empty(self) -> None:
+        """Leave nothing in the library's outbox."""
+        self._connection.execute("TRUNCATE reliable_mq_outbox")
+        self._connection.commit()
+
+    def fill_faststream(self, count: int) -> None:
+        """Put *count* messages into the table of faststream-outbox, and nothing else."""
+        self._fill("fso_outbox", _FASTSTREAM_FILL, "", count)
 
     def _fill(self, table: str, statement: str, topic: str, count: int) -> None:
         self._connection.execute(f"TRUNCATE {table}")

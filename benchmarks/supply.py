@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from benchmarks.brokers import kafka, rabbitmq, redis
 from benchmarks.lab import Lab
 from benchmarks.ours.application import GROUP, prepare
+from benchmarks.processes import child
 
 KEYS = 1000
 
@@ -83,10 +84,14 @@ class OnRedis(Supply):
         """The stream of the topic."""
         return redis.stream_of(self.topic)
 
+    def fill(self, stream: str, count: int) -> None:
+        """Write the entries that are copied."""
+        redis.fill(self.url, stream, count, KEYS)
+
     def renew(self, count: int) -> None:
         if count not in self._filled:
             self._filled[count] = self.lab.unique("filled")
-            redis.fill(self.url, self._filled[count], count, KEYS)
+            self.fill(self._filled[count], count)
         self.topic = self.lab.unique("topic")
         redis.copy(self.url, self._filled[count], self.stream)
 
@@ -131,6 +136,49 @@ class OnRabbitMQ(Supply):
 
     def remove(self) -> None:
         rabbitmq.delete(self.url, self.topic, self.queue)
+
+
+class OnRedisForFastStream(OnRedis):
+    """Entries in the format of FastStream, which has one of its own."""
+
+    def fill(self, stream: str, count: int) -> None:
+        fill_by("benchmarks.peers.faststream:fill_redis", self.url, stream, count)
+
+
+class OnTaskQueue(OnRabbitMQ):
+    """A queue that a task library has declared and filled in its own format."""
+
+    filler: ClassVar[str]
+
+    @property
+    def queue(self) -> str:
+        """The queue is named like the topic."""
+        return self.topic
+
+    def renew(self, count: int) -> None:
+        self.topic = self.lab.unique("tasks")
+        fill_by(self.filler, self.url, self.queue, count)
+        rabbitmq.wait_for(self.url, self.queue, count)
+
+
+class ForDramatiq(OnTaskQueue):
+    """Messages of dramatiq."""
+
+    filler = "benchmarks.peers.dramatiq:fill"
+
+
+class ForCelery(OnTaskQueue):
+    """Messages of celery."""
+
+    filler = "benchmarks.peers.celery:fill"
+
+
+def fill_by(side: str, url: str, where: str, count: int) -> None:
+    """Let a peer fill a queue or stream, in a process of its own."""
+    task = {"broker_url": url, "where": where, "count": count, "keys": KEYS}
+    with child(side, task) as filler:
+        filler.expect("result", 600)
+        filler.wait(60)
 
 
 SUPPLIES: dict[str, type[Supply]] = {

@@ -20,6 +20,10 @@ _FIGURES = {
     "p50_ms": "p50 ms",
     "p99_ms": "p99 ms",
     "ms": "ms",
+    "max_ms": "max ms",
+    "cost_us": "µs each",
+    "clients": "broker clients imported",
+    "unacknowledged": "unacknowledged after 1 s",
     "cpu_us": "CPU µs each",
     "rss_mb": "memory MB",
 }

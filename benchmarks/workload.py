@@ -31,6 +31,11 @@ def number_of(body: bytes) -> int:
     return int(body[_FROM:_TO])
 
 
+def number_in(data: bytes) -> int:
+    """Return the number of the message whose body is somewhere in *data*."""
+    return number_of(data[data.index(_HEAD) :])
+
+
 def id_of(n: int, run: int = 0) -> str:
     """Return the message's id: in the shape of a UUIDv7, rising like one."""
     return f"01900000-0000-7000-8{run % 4096:03x}-{n:012x}"

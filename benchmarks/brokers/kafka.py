@@ -74,6 +74,44 @@ def fill(url: str, topic: str, count: int, keys: int, *, run: int = 0) -> None:
         raise RuntimeError(f"the topic {topic} could not be filled: {failed[:1]}")
 
 
+def fill_at_once(url: str, topic: str, count: int, keys: int) -> None:
+    """Publish the messages in one transaction: consumers see none of them, and then all."""
+    producer: Any = Producer(
+        {
+            "bootstrap.servers": bootstrap_of(url),
+            "transactional.id": f"fill-{topic}",
+            "transaction.timeout.ms": 300_000,
+            "partitioner": "murmur2_random",
+            "log_level": 3,
+            "queue.buffering.max.messages": 1_000_000,
+        }
+    )
+    producer.init_transactions(_WAIT)
+    producer.begin_transaction()
+    for n, key, body in messages(count, keys):
+        while True:
+            try:
+                producer.produce(topic, body, key, headers=headers_of(n))
+                break
+            except BufferError:
+                producer.poll(0.1)
+    producer.commit_transaction(120.0)
+
+
+def wait_for_members(url: str, group: str, members: int) -> None:
+    """Return once the group has so many members, each with a partition."""
+    admin = AdminClient({"bootstrap.servers": bootstrap_of(url)})
+    deadline = time.monotonic() + 60.0
+    while True:
+        found = admin.describe_consumer_groups([group])[group].result(_WAIT)
+        busy = [one for one in found.members if one.assignment.topic_partitions]
+        if len(busy) == members and found.state.name == "STABLE":
+            return
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{len(busy)} of {members} members of {group} have partitions")
+        time.sleep(0.1)
+
+
 def _ends(consumer: Any, topic: str) -> dict[int, int]:
     known = consumer.list_topics(topic, timeout=_WAIT).topics[topic].partitions
     return {

@@ -58,12 +58,17 @@ def fill(url: str, exchange: str, queue: str, count: int, keys: int, *, run: int
     before = depth(url, queue)
     for n, key, body in messages(count, keys):
         channel.basic_publish(exchange, "p.1.0", body, properties_of(n, key, run))
+    connection.close()
+    wait_for(url, queue, before + count)
+
+
+def wait_for(url: str, queue: str, count: int) -> None:
+    """Return once so many messages are ready in the queue."""
     deadline = time.monotonic() + _WAIT
-    while depth(url, queue) < before + count:
+    while depth(url, queue) < count:
         if time.monotonic() > deadline:
             raise RuntimeError(f"the queue {queue} could not be filled")
-        connection.process_data_events(0.05)
-    connection.close()
+        time.sleep(0.05)
 
 
 def depth(url: str, queue: str) -> int:

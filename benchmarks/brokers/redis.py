@@ -7,7 +7,7 @@ from typing import Any
 
 import redis
 
-from benchmarks.workload import CONTENT_TYPE, id_of, messages, number_of
+from benchmarks.workload import CONTENT_TYPE, id_of, messages, number_in
 
 _PAGE = 5000
 
@@ -45,13 +45,13 @@ def fill(url: str, stream: str, count: int, keys: int, *, run: int = 0) -> None:
     client.close()
 
 
-def read_back(url: str, stream: str, body: str = "body") -> Iterator[int]:
+def read_back(url: str, stream: str) -> Iterator[int]:
     """Yield the numbers of all messages of a stream, in its order."""
     client = connect(url)
     first = "-"
     while page := client.xrange(stream, min=first, count=_PAGE):
         for _, fields in page:
-            yield number_of(fields[body.encode()])
+            yield number_in(b"".join(fields.values()))
         first = "(" + page[-1][0].decode()
     client.close()
 

@@ -2,49 +2,23 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
-from benchmarks.child import Clock, consumed, go
+from benchmarks.child import go
 from benchmarks.effects import Effect, effects, values_of, wait_for_rows
 from benchmarks.ours.application import application
+from benchmarks.seen import Seen
 from reliable_mq import ReliableMQ
 from reliable_mq.events import DuplicateSkipped
 
 _ONE = effects.insert().inline()
 
 
-class _Seen:
-    """What came; the first one starts the clock, the last one rings."""
-
-    def __init__(self, count: int) -> None:
-        self.numbers: list[object] = []
-        self.done = threading.Event()
-        self._count = count
-        self._clock: Clock | None = None
-
-    def begin(self) -> None:
-        """Start the clock, unless it runs."""
-        if self._clock is None:
-            self._clock = Clock()
-
-    def add(self, number: object) -> None:
-        """Count one more."""
-        self.numbers.append(number)
-        if len(self.numbers) >= self._count:
-            self.done.set()
-
-    def read(self) -> dict[str, float]:
-        """Return what the clock shows."""
-        assert self._clock is not None
-        return self._clock.read()
-
-
-def _handlers(seen: _Seen) -> dict[str, Callable[..., None]]:
+def _handlers(seen: Seen) -> dict[str, Callable[..., None]]:
     def core(order: dict[str, Any], connection: Connection) -> None:
         seen.begin()
         row = values_of(order)
@@ -79,7 +53,7 @@ def consume(
     **options: Any,
 ) -> NoReturn:
     """Apply *count* messages; the clock runs from the first one to the last commit."""
-    seen = _Seen(count)
+    seen = Seen(count)
     mq, where = _open(database_url, broker_url, topic, partitions)
     mq.handler(where, group=group, **options)(_handlers(seen)[style])
     mq.declare()
@@ -87,7 +61,8 @@ def consume(
     with mq.running(relay=False):
         seen.done.wait()
         wait_for_rows(mq.store.engine, count)  # the last transaction may be open still
-        consumed(seen.numbers, seen.read())
+        seen.read()
+        seen.report()
 
 
 def skip(
@@ -102,10 +77,9 @@ def skip(
     **options: Any,
 ) -> NoReturn:
     """Recognise *count* messages as duplicates."""
-    seen = _Seen(count)
+    seen = Seen(count)
 
     def on_duplicate(event: DuplicateSkipped) -> None:
-        seen.begin()
         seen.add(event.message_id)
 
     mq, where = _open(database_url, broker_url, topic, partitions)
@@ -114,5 +88,4 @@ def skip(
     mq.events.subscribe(DuplicateSkipped, on_duplicate)
     go()
     with mq.running(relay=False):
-        seen.done.wait()
-        consumed(seen.numbers, seen.read())
+        seen.report()

@@ -10,12 +10,12 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from benchmarks.brokers.kafka import bootstrap_of
 from benchmarks.child import Clock, consumed, go
-from benchmarks.raw.outbox import Row, drain
+from benchmarks.raw.outbox import Row, drain, serve
 
 _COMMIT_EVERY = 0.5
 
 
-def relay(*, database_url: str, broker_url: str) -> dict[str, Any]:
+def relay(*, database_url: str, broker_url: str, forever: bool = False) -> dict[str, Any]:
     """SELECT 500, produce, flush, DELETE."""
     producer: Any = Producer(
         {
@@ -43,7 +43,7 @@ def relay(*, database_url: str, broker_url: str) -> dict[str, Any]:
         if producer.flush(30.0) or failed:
             raise RuntimeError(f"not everything was delivered: {failed[:1]}")
 
-    return drain(database_url, publish)
+    return serve(database_url, publish) if forever else drain(database_url, publish)
 
 
 def consume(*, broker_url: str, topic: str, group: str, count: int) -> NoReturn:

@@ -8,15 +8,15 @@ from typing import Any, NoReturn
 import pika
 
 from benchmarks.child import Clock, consumed, go
-from benchmarks.raw.outbox import Row, drain
+from benchmarks.raw.outbox import Row, drain, serve
 
 _PREFETCH = 500
 
 
-def relay(*, database_url: str, broker_url: str) -> dict[str, Any]:
+def relay(*, database_url: str, broker_url: str, forever: bool = False) -> dict[str, Any]:
     """SELECT 500, publish all, wait for all confirmations, DELETE."""
     publisher = _Publisher(broker_url)
-    return drain(database_url, publisher.publish)
+    return (serve if forever else drain)(database_url, publisher.publish)
 
 
 class _Publisher:

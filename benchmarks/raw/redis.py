@@ -9,12 +9,12 @@ import redis
 
 from benchmarks.brokers.redis import connect, stream_of
 from benchmarks.child import Clock, consumed, go
-from benchmarks.raw.outbox import Row, drain
+from benchmarks.raw.outbox import Row, drain, serve
 
 _PAGE = 500
 
 
-def relay(*, database_url: str, broker_url: str) -> dict[str, Any]:
+def relay(*, database_url: str, broker_url: str, forever: bool = False) -> dict[str, Any]:
     """SELECT 500, XADD in one pipeline, DELETE."""
     client = connect(broker_url)
 
@@ -30,7 +30,7 @@ def relay(*, database_url: str, broker_url: str) -> dict[str, Any]:
             pipeline.xadd(stream_of(topic), fields)
         pipeline.execute()
 
-    return drain(database_url, publish)
+    return serve(database_url, publish) if forever else drain(database_url, publish)
 
 
 def consume(*, broker_url: str, stream: str, group: str, count: int) -> NoReturn:

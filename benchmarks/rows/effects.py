@@ -100,6 +100,32 @@ def _make_tables(database: str, connection: Any) -> None:
     connection.commit()
 
 
+def _faststream_on_kafka(consumers: Effects, supply: Supply, *, share: float) -> Contestant:
+    return consumers.peer(
+        "faststream, own inbox",
+        "benchmarks.peers.faststream:effects_kafka",
+        module="faststream",
+        share=share,
+        note="confluent broker, AckPolicy.ACK, inbox row and INSERT in one asyncpg transaction",
+        database_url=supply.database,
+    )
+
+
+def _faststream_on_rabbitmq(consumers: Effects, supply: Supply, *, connections: int) -> Contestant:
+    return consumers.peer(
+        f"faststream, own inbox, {connections} connections"
+        if connections > 1
+        else "faststream, own inbox",
+        "benchmarks.peers.faststream:effects_rabbitmq",
+        module="faststream",
+        share=0.5,
+        note=f"AckPolicy.ACK, prefetch {connections}, inbox row and INSERT in one asyncpg "
+        "transaction",
+        database_url=supply.database,
+        connections=connections,
+    )
+
+
 class _PerMessage(_EffectsRow):
     count, short_count = 6000, 1500
     goals = (at_least(0.75, "ours", "raw"), at_least(2, "ours", "faststream, own inbox"))
@@ -112,7 +138,12 @@ class _PerMessage(_EffectsRow):
                 "raw", _RAW, broker=self.broker, database_url=supply.database, size=1, at_once=False
             ),
             consumers.ours("ours", _OURS, style="core", ordered=True),
+            *self.peers(consumers, supply),
         ]
+
+    def peers(self, consumers: Effects, supply: Supply) -> list[Contestant]:
+        """Return the other libraries."""
+        return []
 
 
 class EffectsKafka(_PerMessage):
@@ -121,6 +152,9 @@ class EffectsKafka(_PerMessage):
     name = "effects-kafka"
     title = "effectively once from Kafka: one INSERT (Core) a message, in order"
 
+    def peers(self, consumers: Effects, supply: Supply) -> list[Contestant]:
+        return [_faststream_on_kafka(consumers, supply, share=0.5)]
+
 
 class EffectsRabbitMQ(_PerMessage):
     """One message a transaction, from RabbitMQ."""
@@ -128,6 +162,9 @@ class EffectsRabbitMQ(_PerMessage):
     name = "effects-rabbitmq"
     title = "effectively once from RabbitMQ: one INSERT (Core) a message, in order"
     broker = "rabbitmq"
+
+    def peers(self, consumers: Effects, supply: Supply) -> list[Contestant]:
+        return [_faststream_on_rabbitmq(consumers, supply, connections=1)]
 
 
 class EffectsRedis(_PerMessage):
@@ -163,6 +200,7 @@ class EffectsBatch(_EffectsRow):
             consumers.raw("raw set-based", _RAW, at_once=True, **raw),
             consumers.ours("ours", _OURS, style="core", **batch),
             consumers.ours("ours ORM", _OURS, style="orm", **batch),
+            _faststream_on_kafka(consumers, supply, share=0.05),
         ]
 
 
@@ -181,8 +219,11 @@ class EffectsConcurrent(_EffectsRow):
     def contestants(self, bench: Bench, supply: Supply, connection: Any) -> list[Contestant]:
         consumers = Effects(bench, supply, connection)
         return [
-            consumers.ours(f"ours concurrency={n}", _OURS, style="core", concurrency=n)
-            for n in (1, 8)
+            *(
+                consumers.ours(f"ours concurrency={n}", _OURS, style="core", concurrency=n)
+                for n in (1, 8)
+            ),
+            _faststream_on_rabbitmq(consumers, supply, connections=20),
         ]
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
-from benchmarks.bench import Bench, Contestant, Figures, Row
+from benchmarks.bench import Bench, Contestant, Figures, Row, peer
 from benchmarks.brokers import kafka, rabbitmq, redis
 from benchmarks.goals import at_least
 from benchmarks.lab import connect
@@ -17,10 +17,16 @@ from benchmarks.tally import Tally
 
 KEYS = 1000
 HOT_KEYS = 5
+_WORKERS = 50
+_OMNI_BOX = "it needs Python 3.12 or later, and has no contestant here yet"
 _HOT = f"ours {HOT_KEYS} keys"
 
 
-class _Place:
+def _refuse(_count: int) -> Figures:
+    raise RuntimeError(_OMNI_BOX)
+
+
+class Place(ABC):
     """One topic on a broker: made, read back, removed."""
 
     def __init__(self, url: str, topic: str) -> None:
@@ -29,7 +35,7 @@ class _Place:
 
     partitions: ClassVar[int | None] = None
 
-    def create(self) -> None:
+    def create(self) -> None:  # noqa: B027 - a stream is created by its first entry
         """Create it for a raw publisher."""
 
     @abstractmethod
@@ -41,7 +47,9 @@ class _Place:
         """Remove it."""
 
 
-class _OnKafka(_Place):
+class OnKafka(Place):
+    """A topic of several partitions."""
+
     partitions = kafka.PARTITIONS
 
     def create(self) -> None:
@@ -54,7 +62,9 @@ class _OnKafka(_Place):
         kafka.delete(self.url, self.topic)
 
 
-class _OnRedis(_Place):
+class _OnRedis(Place):
+    """A stream."""
+
     def read(self, expected: int) -> Iterator[int]:
         return redis.read_back(self.url, redis.stream_of(self.topic))
 
@@ -62,7 +72,9 @@ class _OnRedis(_Place):
         redis.delete(self.url, self.topic)
 
 
-class _OnRabbitMQ(_Place):
+class _OnRabbitMQ(Place):
+    """An exchange with a quorum queue."""
+
     @property
     def queue(self) -> str:
         return f"{self.topic}.{GROUP}"
@@ -79,7 +91,8 @@ class _OnRabbitMQ(_Place):
 
 class _Relay(Row):
     broker: ClassVar[str]
-    place: ClassVar[type[_Place]]
+    place: ClassVar[type[Place]]
+    share: ClassVar[float] = 0.04
     unit = "rows/s"
 
     @contextmanager
@@ -116,9 +129,43 @@ class _Rounds:
                 name="ours", measure=lambda count: self._ours("ours", self._outboxes, count)
             ),
             Contestant(name=_HOT, measure=lambda count: self._ours(_HOT, self._hot, count)),
+            self._faststream("faststream-outbox ordered", 1),
+            self._faststream("faststream-outbox unordered", _WORKERS),
+            Contestant(name="omni-box", measure=_refuse, missing=_OMNI_BOX),
         ]
 
-    def _prepare(self, place: _Place) -> None:
+    def _faststream(self, name: str, workers: int) -> Contestant:
+        def measure(count: int) -> Figures:
+            place = self._row.place(self._broker, self._bench.lab.unique("peer"))
+            place.create()
+            side = "benchmarks.peers.faststream_outbox"
+            with self._bench.child(name, f"{side}:create", database_url=self._database) as child:
+                child.expect("result", 60)
+            self._outboxes.fill_faststream(count)
+            with self._bench.child(
+                name,
+                f"{side}:relay",
+                database_url=self._database,
+                broker=self._row.broker,
+                broker_url=self._broker,
+                topic=place.topic,
+                count=count,
+                workers=workers,
+            ) as child:
+                figures = self._bench.run(child)
+            left = self._outboxes.left("fso_outbox")
+            self._check(place, count, left, KEYS, ordered=workers == 1)
+            return figures
+
+        note = (
+            f"fetch_batch_size=500, deletes flushed in batches, max_workers={workers}, asyncpg; "
+            "the handler publishes the bytes with their key and waits for the confirmation"
+        )
+        return peer(
+            name=name, measure=measure, module="faststream_outbox", share=self._row.share, note=note
+        )
+
+    def _prepare(self, place: Place) -> None:
         prepare(
             database_url=self._database,
             broker_url=self._broker,
@@ -154,8 +201,10 @@ class _Rounds:
         self._check(place, count, outboxes.left("reliable_mq_outbox"), outboxes.keys)
         return figures
 
-    def _check(self, place: _Place, count: int, left: int, keys: int) -> None:
-        Tally.of(place.read(count), count, keys).check(ordered=True)
+    def _check(
+        self, place: Place, count: int, left: int, keys: int, *, ordered: bool = True
+    ) -> None:
+        Tally.of(place.read(count), count, keys).check(ordered=ordered)
         if left:
             raise RuntimeError(f"{left} rows were sent and not deleted")
         place.remove()
@@ -167,7 +216,7 @@ class RelayKafka(_Relay):
     name = "relay-kafka"
     title = "relay to Kafka, order per key"
     count, short_count = 300_000, 60_000
-    broker, place = "kafka", _OnKafka
+    broker, place = "kafka", OnKafka
     goals = (
         at_least(0.55, "ours", "raw"),
         at_least(25, "ours", "faststream-outbox ordered"),
@@ -196,6 +245,7 @@ class RelayRabbitMQ(_Relay):
     title = "relay to RabbitMQ, order per key"
     count, short_count = 60_000, 15_000
     broker, place = "rabbitmq", _OnRabbitMQ
+    share = 0.15
     goals = (
         at_least(0.7, "ours", "raw"),
         at_least(8, "ours", "faststream-outbox ordered"),
