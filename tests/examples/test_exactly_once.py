@@ -1,0 +1,37 @@
+"""The example of an exactly-once handler."""
+
+from __future__ import annotations
+
+from examples.exactly_once.packing import Order, mq, orders, parcels
+from reliable_mq.testing import Harness
+from tests.conftest import OwnServer
+from tests.examples.conftest import Example
+
+EXPECTED = [
+    "order 1: shipped a lamp",
+    "order 2: the vase broke",
+    "order 2: shipped a cup",
+    "order 2: shipped a vase",
+    "5 handled, 1 retried",
+]
+
+
+def test_the_parcels_of_a_failed_attempt_are_never_shipped(
+    example: Example, own_server: OwnServer
+) -> None:
+    # Its topics have plain names, so it has a broker to itself.
+    example.env["RELIABLE_MQ_BROKER_URL"] = own_server("kafka").url
+    assert example.run("examples.exactly_once.packing") == 0, example.said
+    # Between its own lines the library warns of the failed attempt.
+    said = [line for line in example.said.splitlines() if not line.startswith("message ")]
+    # What is shipped and what is packed meanwhile may be said in any order.
+    assert sorted(said) == sorted(EXPECTED)
+    assert said.index("order 2: the vase broke") < said.index("order 2: shipped a cup")
+
+
+def test_it_is_tested_without_kafka() -> None:
+    with Harness(mq) as harness:
+        outcome = harness.deliver(orders, Order(id=7, items=["cup", "vase"]))
+        assert (outcome.result, outcome.attempts) == ("handled", 2)
+        items = [message.body for message in harness.published(parcels)]
+        assert items == [b'{"order":7,"item":"cup"}', b'{"order":7,"item":"vase"}']
