@@ -13,9 +13,10 @@ from reliable_mq.adapter import SENT, Outcome, Refused, TopicSpec, Unknown, Unro
 from reliable_mq.message import Message, new_message_id
 from reliable_mq.partitioning import partition_for
 from reliable_mq.testing.contract.messages import message
+from reliable_mq.testing.contract.readers import Reader
 from reliable_mq.testing.contract.waiting import wait_for
 from reliable_mq_kafka.adapter import KafkaAdapter
-from tests.adapters.kafka.conftest import Declare, Open
+from tests.adapters.kafka.conftest import Declare, Open, Subscribe
 from tests.brokers import Kafka
 
 TIMEOUT = 20.0
@@ -311,3 +312,22 @@ def test_close_ends_a_publish_that_waits(own: Kafka, open_one: Open, declare: De
     waiting.join()
     assert time.monotonic() - begin < 10.0
     assert kinds(outcomes) == {"Unknown": 1}
+
+
+# --- compression ---
+
+
+@pytest.mark.parametrize("codec", ["none", "gzip", "snappy", "lz4", "zstd"])
+def test_what_is_compressed_arrives_whole_and_counts_for_the_broker_as_it_is_sent(
+    open_one: Open, declare: Declare, subscribe: Subscribe, codec: str
+) -> None:
+    adapter = open_one(client_options={"compression.type": codec})
+    topic = declare(adapter=adapter, options={"max.message.bytes": 20_000})
+    bodies = [bytes([number]) * 100_000 for number in range(3)]
+    outcomes = adapter.publish([message(topic, body) for body in bodies], 60.0)
+    if codec == "none":
+        assert [type(one) for one in outcomes] == [Refused] * 3
+        return
+    assert outcomes == [SENT] * 3
+    reader = Reader(subscribe(topic, adapter=adapter))
+    assert [one.raw.body for one in reader.take(3)] == bodies
