@@ -36,7 +36,11 @@ class Importing(Row):
     @contextmanager
     def open(self, bench: Bench, count: int) -> Iterator[list[Contestant]]:
         yield [
-            Contestant(name=name, measure=partial(_measure, what, min(count, self.count)), note=f"import {what}")
+            Contestant(
+                name=name,
+                measure=partial(_measure, what, min(count, self.count)),
+                note=f"import {what}",
+            )
             for name, what in self._WHAT.items()
         ]
 
