@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from datetime import timedelta
 from weakref import WeakSet
@@ -38,6 +39,7 @@ class RabbitAdapter:
         self._context = context
         self._groups: dict[tuple[str, str], GroupSpec] = {}
         self._subscriptions: WeakSet[RabbitSubscription] = WeakSet()
+        self._lock = threading.Lock()
         self._publisher = Publisher(options, context)
         name = f"reliable-mq control {context.instance}"
         self._control = Link(lambda: Connection(options, name))
@@ -91,6 +93,8 @@ class RabbitAdapter:
         At most *prefetch* deliveries are handed out unacknowledged, of all queues together; the
         broker may send as many ahead of each queue, which wait in memory.
         """
+        if not topics or prefetch < 1:
+            raise ConfigurationError("a subscription needs a topic and a prefetch of 1 or more")
         plan = Plan(
             layouts=tuple(layout_of(topic, self._context.topics) for topic in topics),
             group=group,
@@ -102,7 +106,8 @@ class RabbitAdapter:
             spec = GroupSpec(topic=topic, group=group, ordered=ordered)
             self._groups.setdefault((topic, group), spec)
         subscription = RabbitSubscription(self._options, plan)
-        self._subscriptions.add(subscription)
+        with self._lock:
+            self._subscriptions.add(subscription)
         return subscription
 
     def lag(self, topic: str, group: str) -> int:
@@ -114,7 +119,7 @@ class RabbitAdapter:
         """
         timeout = self._options.operation_timeout
         waiting = ready(self._asking(), timeout, topic, group, self._context.topics)
-        held = (each.unacked(topic, group, timeout) for each in list(self._subscriptions))
+        held = (each.unacked(topic, group, timeout) for each in self._open())
         return waiting + sum(held)
 
     def redelivery_bound(self, topics: Sequence[str]) -> timedelta | None:
@@ -137,10 +142,14 @@ class RabbitAdapter:
 
         Subscriptions that are still open are closed too.
         """
-        for subscription in list(self._subscriptions):
+        for subscription in self._open():
             subscription.close()
         self._publisher.close()
         self._control.close()
+
+    def _open(self) -> list[RabbitSubscription]:
+        with self._lock:
+            return list(self._subscriptions)
 
     def _asking(self) -> Connection:
         hosts = len(self._options.hosts)

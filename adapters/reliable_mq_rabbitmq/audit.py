@@ -22,8 +22,9 @@ class Audit:
     It sees the queues of all groups, also of those that other services declared.
     """
 
-    def __init__(self, management: Management) -> None:
+    def __init__(self, management: Management, version: int) -> None:
         self._management = management
+        self._version = version
         self._queues: dict[str, Mapping[str, Any]] = {}
         self._nodes = 0
 
@@ -180,7 +181,7 @@ class Audit:
 
     def _queue(self, queue: Mapping[str, Any]) -> Iterator[Finding]:
         yield from limits.kind(queue)
-        yield from limits.drops(queue)
+        yield from limits.drops(queue, self._version)
         yield from limits.replicas(queue, self._nodes)
 
 

@@ -6,6 +6,7 @@ URL names it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -28,13 +29,14 @@ class Inspection:
         self._connection = connection
         self._options = options
         self._timeout = options.operation_timeout
+        self._version = _version(connection)
 
     def findings(
         self, topics: Mapping[str, TopicSpec], groups: Collection[GroupSpec]
     ) -> Iterator[Finding]:
         """Look at the connection, then at what was declared."""
         yield from plain_text_findings(self._options)
-        yield from self._version()
+        yield from self._old()
         for topic in sorted(topics):
             yield from self._exchange(topic)
         for group in sorted(groups, key=lambda spec: (spec.topic, spec.group)):
@@ -42,12 +44,12 @@ class Inspection:
         if self._options.management is None:
             yield audit.unchecked()
         else:
-            yield from audit.Audit(Management(self._options)).findings(topics, groups)
+            look = audit.Audit(Management(self._options), self._version[0])
+            yield from look.findings(topics, groups)
 
-    def _version(self) -> Iterator[Finding]:
-        version = str(self._connection.opened().server_properties.get("version", ""))
-        numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-        if numbers and numbers < _OLDEST_VERSION:
+    def _old(self) -> Iterator[Finding]:
+        if self._version < _OLDEST_VERSION:
+            version = ".".join(map(str, self._version))
             yield Finding(
                 code="rabbitmq-version",
                 severity=Severity.ERROR,
@@ -123,6 +125,13 @@ class Inspection:
         except errors.ChannelRefused as error:
             return error
         return None
+
+
+def _version(connection: Connection) -> tuple[int, int]:
+    """Return the first two numbers of the broker's version; the oldest that will do if unknown."""
+    text = str(connection.opened().server_properties.get("version", ""))
+    found = re.match(r"(\d+)\.(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else _OLDEST_VERSION
 
 
 def plain_text_findings(options: Options) -> Iterator[Finding]:

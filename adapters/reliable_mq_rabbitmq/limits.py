@@ -10,6 +10,9 @@ from reliable_mq.adapter import Finding, Severity
 from reliable_mq_rabbitmq.topology import NO_DELIVERY_LIMIT
 
 _REPLICAS = 3
+_LIMITED_BY_DEFAULT = 4
+"""The first major version whose quorum queues have a delivery limit that nobody asked for."""
+_DEFAULT_LIMIT = 20
 
 Settings = Mapping[str, Any]
 
@@ -31,7 +34,15 @@ def _refuses(settings: Settings) -> bool:
 
 def _unlimited(settings: Settings) -> bool:
     limit = settings["delivery-limit"]
-    return isinstance(limit, int) and (limit < 0 or limit >= NO_DELIVERY_LIMIT)
+    return isinstance(limit, int) and limit >= NO_DELIVERY_LIMIT
+
+
+def _in_effect(settings: Mapping[str, Any], version: int) -> dict[str, Any]:
+    """Return *settings* as the broker's major version takes them: until 4.0 -1 drops everything."""
+    limit = settings.get("delivery-limit")
+    if version >= _LIMITED_BY_DEFAULT and isinstance(limit, int) and limit < 0:
+        return {**settings, "delivery-limit": NO_DELIVERY_LIMIT}
+    return dict(settings)
 
 
 _RULES = (
@@ -60,12 +71,14 @@ _RULES = (
 )
 
 
-def drops(queue: Mapping[str, Any]) -> Iterator[Finding]:
-    """Return what policies and arguments of a queue, as the management API shows it, break."""
-    policy = queue.get("effective_policy_definition") or {}
-    arguments = {
-        name.removeprefix("x-"): value for name, value in (queue.get("arguments") or {}).items()
-    }
+def drops(queue: Mapping[str, Any], version: int) -> Iterator[Finding]:
+    """Return what policies and arguments of a queue, as the management API shows it, break.
+
+    *version* is the broker's, the first number of it.
+    """
+    policy = _in_effect(queue.get("effective_policy_definition") or {}, version)
+    given = (queue.get("arguments") or {}).items()
+    arguments = _in_effect({name.removeprefix("x-"): value for name, value in given}, version)
     # A policy's overflow applies to an argument's length, and the reverse.
     overflow = {"overflow": arguments.get("overflow", policy.get("overflow"))}
     names = [name for name in (queue.get("policy"), queue.get("operator_policy")) if name]
@@ -73,6 +86,10 @@ def drops(queue: Mapping[str, Any]) -> Iterator[Finding]:
     yield from _broken(queue["name"], {**policy, **overflow}, source, "change the policy")
     remedy = "delete the queue when it is empty, and declare anew"
     yield from _broken(queue["name"], {**arguments, **overflow}, "by its arguments", remedy)
+    unsaid = "delivery-limit" not in policy and "delivery-limit" not in arguments
+    if unsaid and version >= _LIMITED_BY_DEFAULT and queue.get("type") == "quorum":
+        default = {"delivery-limit": _DEFAULT_LIMIT}
+        yield from _broken(queue["name"], default, "by the broker's default", remedy)
 
 
 def _broken(queue: str, settings: Settings, source: str, remedy: str) -> Iterator[Finding]:

@@ -7,13 +7,24 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.orm import Session
 
 from reliable_mq import Message, PublishUnconfirmedError, ReliableMQ, Settings
-from reliable_mq.adapter import SENT, Adapter, AdapterContext, GroupSpec, TopicSpec, Unknown
+from reliable_mq.adapter import (
+    SENT,
+    Adapter,
+    AdapterContext,
+    Finding,
+    GroupSpec,
+    Severity,
+    TopicSpec,
+    Unknown,
+)
+from reliable_mq.doctor import diagnose
 from reliable_mq.registry import open_adapter
 from reliable_mq.testing.contract.messages import (
     decoded,
@@ -22,6 +33,12 @@ from reliable_mq.testing.contract.messages import (
     one_key_per_partition,
 )
 from reliable_mq.testing.contract.readers import Reader
+from tests.adapters.rabbitmq.certificates import (
+    make_authority,
+    make_certificate,
+    needs_openssl,
+    tls_settings,
+)
 from tests.adapters.rabbitmq.servers import started
 from tests.brokers import RabbitMQCluster
 from tests.clusters.traffic import Publishing, without_repeats
@@ -42,8 +59,28 @@ Opened = Callable[..., Adapter]
 
 
 @pytest.fixture(scope="module")
-def nodes(request: pytest.FixtureRequest) -> Iterator[RabbitMQCluster]:
-    server = RabbitMQCluster()
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an authority, and of a certificate for ``localhost``."""
+    needs_openssl()
+    folder = tmp_path_factory.mktemp("tls")
+    make_authority(folder, "ca")
+    make_certificate(folder, "server", "ca", "localhost")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def nodes(request: pytest.FixtureRequest, certificates: Path) -> Iterator[RabbitMQCluster]:
+    """A cluster with TLS beside its plain ports."""
+    server = RabbitMQCluster(
+        {
+            **tls_settings(certificates, "ssl_options"),
+            **tls_settings(certificates, "management.ssl"),
+        }
+    )
+    for node in server.nodes:
+        node.settings["listeners.ssl.1"] = f"127.0.0.1:{node.port('tls')}"
+        node.settings["management.ssl.ip"] = "127.0.0.1"
+        node.settings["management.ssl.port"] = str(node.port("management-tls"))
     for _ in started(request, server):
         yield server
 
@@ -178,6 +215,60 @@ def report(what: str, publishing: Publishing) -> None:
         f"\n{what}: {publishing.count} confirmed, longest silence "
         f"{publishing.longest_silence():.1f} s, {publishing.repeated} rounds sent again"
     )
+
+
+# --- the doctor ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recommended(cluster: RabbitMQCluster, url: str, unique: str, certificates: Path) -> str:
+    """The URL that docs/brokers.md recommends, with users who may do no more than they need."""
+    vhost, rights = f"/permissions/{unique}", r"^orders(\..+)?$"
+    for user, tags in (("app", ""), ("doctor", "monitoring")):
+        cluster.api("PUT", f"/users/{user}", {"password": f"canary-{user}", "tags": tags})
+    cluster.api("PUT", f"{vhost}/doctor", {"configure": "", "write": "", "read": ""})
+    cluster.api("PUT", f"{vhost}/app", {"configure": rights, "write": rights, "read": rights})
+    full = {"max-length-bytes": 10_000_000_000, "overflow": "reject-publish"}
+    policy = {"pattern": ".*", "apply-to": "queues", "definition": full}
+    cluster.api("PUT", f"/policies/{unique}/backlog", policy)
+    hosts = ",".join(f"localhost:{node.port('tls')}" for node in cluster.nodes)
+    asked = ",".join(f"localhost:{node.port('management-tls')}" for node in cluster.nodes)
+    return (
+        f"amqps://app:canary-app@{hosts}/{unique}?cafile={certificates}/ca.pem"
+        f"&management=https://{asked}&management_user=doctor&management_password=canary-doctor"
+    )
+
+
+def test_the_doctor_finds_nothing_in_the_recommended_cluster_and_says_what_it_lacks(
+    cluster: RabbitMQCluster, recommended: str, postgresql_url: str, unique: str
+) -> None:
+    def found() -> list[Finding]:
+        return [one for one in diagnose(mq) if one.code.startswith(("rabbitmq-", "broker-"))]
+
+    def codes() -> dict[str, Severity]:
+        return {one.code: one.severity for one in found()}
+
+    with ReliableMQ(Settings(broker_url=recommended, database_url=postgresql_url)) as mq:
+        orders = mq.topic("orders", int, partitions=PARTITIONS)
+        mq.handler(orders, group=GROUP, ordered=True)(_ignore)
+        mq.declare()
+        until(lambda: found() == [], found, seconds=SLOW)
+        lonely = f"/queues/{unique}/orders.lonely"
+        arguments = {"x-queue-type": "quorum", "x-quorum-initial-group-size": 1}
+        cluster.api("PUT", lonely, {"durable": True, "arguments": arguments})
+        binding = {"routing_key": "#", "arguments": {}}
+        cluster.api("POST", f"/bindings/{unique}/e/orders/q/orders.lonely", binding)
+        few = {"rabbitmq-few-replicas": Severity.WARNING}
+        until(lambda: codes() == few, codes, seconds=SLOW)
+        cluster.api("DELETE", lonely)
+        cluster.kill(0)
+        dead = {"rabbitmq-dead-node": Severity.WARNING}
+        until(lambda: codes() == dead, codes, seconds=SLOW)
+        assert "canary" not in str(found())
+
+
+def _ignore(number: int) -> None:
+    """A handler that is never called."""
 
 
 # --- a leader dies ------------------------------------------------------------------------------

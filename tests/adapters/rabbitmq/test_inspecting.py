@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from reliable_mq.adapter import Adapter, Finding, GroupSpec, Severity, TopicSpec
 from reliable_mq.testing.contract.waiting import wait_for
+from reliable_mq_rabbitmq import limits
 from reliable_mq_rabbitmq.inspection import plain_text_findings
 from reliable_mq_rabbitmq.options import parse
 from tests.adapters.rabbitmq.conftest import GROUP, Broker
@@ -53,7 +56,9 @@ def policy(broker: Broker) -> Callable[..., None]:
 
 
 def serious(adapter: Adapter) -> list[Finding]:
-    return [one for one in adapter.inspect() if one.severity is not Severity.INFO]
+    findings = adapter.inspect()
+    assert all(one.code and one.subject and one.what and one.why and one.remedy for one in findings)
+    return [one for one in findings if one.severity is not Severity.INFO]
 
 
 def found(adapter: Adapter) -> Finding:
@@ -245,6 +250,45 @@ def test_an_alternate_exchange_of_the_exchange_itself_is_an_error(
     assert "'elsewhere'" in found(adapter).what
 
 
+@pytest.mark.parametrize(
+    ("version", "arguments", "limits_found"),
+    [
+        (3, {}, []),
+        (3, {"x-delivery-limit": -1}, ["-1 by its arguments"]),
+        (4, {}, ["20 by the broker's default"]),
+        (4, {"x-delivery-limit": -1}, []),
+        (4, {"x-delivery-limit": 0}, ["0 by its arguments"]),
+        (4, {"x-delivery-limit": 2147483647}, []),
+    ],
+)
+def test_a_delivery_limit_means_what_the_version_of_the_broker_makes_of_it(
+    version: int, arguments: dict[str, Any], limits_found: list[str]
+) -> None:
+    queue = {"name": "orders.billing", "type": "quorum", "arguments": arguments}
+    whats = [one.what for one in limits.drops(queue, version)]
+    assert whats == [f"it has delivery-limit={limit}" for limit in limits_found]
+
+
+@pytest.mark.parametrize(
+    ("members", "online", "nodes", "expected"),
+    [
+        ("abc", "abc", 3, []),
+        ("abc", "ab", 3, []),
+        ("abc", "a", 3, ["rabbitmq-no-majority"]),
+        ("ab", "a", 2, ["rabbitmq-no-majority"]),
+        ("ab", "ab", 2, []),
+        ("ab", "ab", 3, ["rabbitmq-few-replicas"]),
+        ("a", "a", 0, []),
+        ("a", "", 5, ["rabbitmq-no-majority", "rabbitmq-few-replicas"]),
+    ],
+)
+def test_replicas_that_are_away_and_replicas_that_were_never_made_are_told_apart(
+    members: str, online: str, nodes: int, expected: list[str]
+) -> None:
+    queue = {"name": "orders.billing", "members": [*members], "online": [*online]}
+    assert [one.code for one in limits.replicas(queue, nodes)] == expected
+
+
 # --- queues of other services -------------------------------------------------------------------
 
 
@@ -341,6 +385,22 @@ def test_an_alarm_is_a_warning(own_server: OwnServer, opened: Opened) -> None:
     assert finding.severity is Severity.WARNING
     assert "alarm" in finding.what
     assert "disk" in finding.what
+
+
+# --- what the page says -------------------------------------------------------------------------
+
+
+def test_every_finding_is_described_and_nothing_else() -> None:
+    root = Path(__file__).parents[3]
+    cells = re.findall(r"^\| (`rabbitmq-[^|]+) \|", (root / "docs/brokers.md").read_text(), re.M)
+    described = {code for cell in cells for code in re.findall(r"`([a-z-]+)`", cell)}
+    sources = (root / "adapters/reliable_mq_rabbitmq").glob("*.py")
+    existing = {
+        code
+        for source in sources
+        for code in re.findall(r'"(rabbitmq-[a-z-]+)"', source.read_text())
+    }
+    assert described == existing | {f"rabbitmq-{rule.name}" for rule in limits._RULES}
 
 
 # --- asking the management API ------------------------------------------------------------------

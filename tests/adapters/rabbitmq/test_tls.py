@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,12 @@ import pytest
 from reliable_mq.adapter import SENT, Adapter, TopicSpec
 from reliable_mq.errors import ConfigurationError
 from reliable_mq.testing.contract.messages import message
+from tests.adapters.rabbitmq.certificates import (
+    make_authority,
+    make_certificate,
+    needs_openssl,
+    tls_settings,
+)
 from tests.adapters.rabbitmq.servers import started
 from tests.brokers import RabbitMQ, variable
 
@@ -34,49 +38,15 @@ class Tls:
 def tls(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tls]:
     if os.environ.get(variable("rabbitmq")):
         pytest.skip("needs a node of our own, with TLS")
-    if shutil.which("openssl") is None:
-        pytest.skip("needs openssl to make certificates")
+    needs_openssl()
     folder = tmp_path_factory.mktemp("tls")
     for authority in ("ca", "other"):
         make_authority(folder, authority)
     make_certificate(folder, "server", "ca", "localhost")
-    node = RabbitMQ(
-        {
-            "ssl_options.cacertfile": str(folder / "ca.pem"),
-            "ssl_options.certfile": str(folder / "server.pem"),
-            "ssl_options.keyfile": str(folder / "server.key"),
-        }
-    )
+    node = RabbitMQ(tls_settings(folder, "ssl_options"))
     node.settings["listeners.ssl.1"] = f"127.0.0.1:{node.port('tls')}"
     for _ in started(request, node):
         yield Tls(node, folder)
-
-
-def openssl(folder: Path, *arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-
-def make_authority(folder: Path, name: str) -> None:
-    openssl(
-        folder,
-        *("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-        *("-subj", f"/CN=Test authority {name}", "-keyout", f"{name}.key", "-out", f"{name}.pem"),
-    )
-
-
-def make_certificate(folder: Path, name: str, authority: str, host: str) -> None:
-    (folder / "extensions").write_text(f"subjectAltName=DNS:{host}\n")
-    openssl(
-        folder,
-        *("req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={host}"),
-        *("-keyout", f"{name}.key", "-out", f"{name}.csr"),
-    )
-    openssl(
-        folder,
-        *("x509", "-req", "-in", f"{name}.csr", "-CA", f"{authority}.pem", "-days", "2"),
-        *("-CAkey", f"{authority}.key", "-CAcreateserial", "-extfile", "extensions"),
-        *("-out", f"{name}.pem"),
-    )
 
 
 def refusal(adapter: Adapter) -> str:
