@@ -19,6 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 _PROFILE_TIMEOUT = 60.0
 
 
+def environment() -> dict[str, str]:
+    """Return the environment of measured processes: nobody compiles modules at every start."""
+    return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+
+
 class ChildFailed(Exception):
     """A measured process ended, or was silent for too long; the text has the end of its output."""
 
@@ -41,6 +46,7 @@ class Child:
             stdout=self._errors,
             stderr=self._errors,
             pass_fds=(reports,),
+            env=environment(),
         )
         os.close(reports)
         self._say(json.dumps({"side": side, "reports": reports, **task}))

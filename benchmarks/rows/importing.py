@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from benchmarks.bench import Bench, Contestant, Figures, Row
 from benchmarks.goals import at_most
-from benchmarks.processes import ROOT
+from benchmarks.processes import ROOT, environment
 
 _PROGRAM = """
 import sys, time
@@ -46,6 +46,7 @@ class Importing(Row):
 
 
 def _measure(what: str, times: int, _count: int) -> Figures:
+    _import(what)  # what was never imported is compiled first
     found = [_import(what) for _ in range(times)]
     return {
         "count": times,
@@ -58,7 +59,7 @@ def _import(what: str) -> tuple[float, int]:
     program = _PROGRAM.format(what=what, clients=_CLIENTS)
     command = [sys.executable, "-c", program]
     output = subprocess.run(  # noqa: S603 - our own program
-        command, cwd=ROOT, capture_output=True, text=True, check=True
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
     ).stdout
     seconds, _, clients = output.partition("\n")
     return float(seconds), len(clients.split())
