@@ -49,6 +49,9 @@ headers ``message-time`` (microseconds) and ``message-key`` and the application'
 header table, text as long strings, bytes as byte arrays.
 
 ``replication_factor`` of a topic is the initial group size of its quorum queues.
+
+The permissions that a user needs on the virtual host are listed in
+:mod:`reliable_mq_rabbitmq.rights`.
 """
 
 from __future__ import annotations

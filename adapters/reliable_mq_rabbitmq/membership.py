@@ -49,8 +49,8 @@ class Membership:
         self._joined = False
         try:
             self._channel = self._connection.opened().channel(on_open_callback=self._on_open)
-        except exceptions.AMQPError:
-            self._connection.later(_RETRY_DELAY, self.join)
+        except exceptions.AMQPError as error:
+            self._retry(error)
         else:
             self._channel.add_on_close_callback(self._on_close)
 
@@ -107,17 +107,21 @@ class Membership:
             channel.close()  # Nothing is unacknowledged on it, so that pika's close is harmless.
 
     def _on_close(self, _: Any, reason: BaseException) -> None:
-        if not self._connection.opened().is_open:
-            return
-        joined, stood_in, self._place = self._joined, self._place, 0
-        if joined:
+        stood_in, self._place = self._place, 0
+        gone = _is_missing(reason)
+        if isinstance(reason, exceptions.ChannelClosedByClient) or (gone and self._joined):
             self._connection.later(0, self.join)
-        elif _cannot_be_used(reason) and stood_in + 1 < len(self._names):
+        elif gone and stood_in + 1 < len(self._names):
             self._place = stood_in + 1
             self.join()
         else:
-            self._warn(reason)
-            self._connection.later(_RETRY_DELAY, self.join)
+            self._retry(reason)
+
+    def _retry(self, reason: BaseException) -> None:
+        if not self._connection.opened().is_open:
+            return  # The next connection has a membership of its own.
+        self._warn(reason)
+        self._connection.later(_RETRY_DELAY, self.join)
 
     def _warn(self, reason: BaseException) -> None:
         if self._warned:
@@ -133,8 +137,8 @@ class Membership:
         )
 
 
-def _cannot_be_used(reason: BaseException) -> bool:
-    """Tell whether a queue could not be declared because its node is down."""
+def _is_missing(reason: BaseException) -> bool:
+    """Tell whether there is no such queue; where it was to be declared, its node is down."""
     return (
         isinstance(reason, exceptions.ChannelClosedByBroker)
         and reason.reply_code == errors.NOT_FOUND

@@ -12,7 +12,7 @@ import pytest
 
 from reliable_mq import wire
 from reliable_mq.adapter import SENT, Adapter, GroupSpec, Received, TopicSpec
-from reliable_mq.errors import ReliableMQError, TransportError
+from reliable_mq.errors import ConfigurationError, ReliableMQError, TransportError
 from reliable_mq.testing.contract.messages import LIMITS, numbered, numbers_of
 from reliable_mq.testing.contract.readers import Reader
 from reliable_mq.testing.contract.waiting import Deadline, wait_for
@@ -90,6 +90,15 @@ def test_native_properties_that_no_client_would_send_are_survived(
     found = wire.decode(raw, LIMITS)
     assert found.stable_id
     assert found.message.id.startswith("sha256:")
+
+
+@pytest.mark.parametrize(("names", "prefetch"), [([], 1), (["orders"], 0)])
+def test_a_subscription_to_nothing_or_without_a_bound_is_refused(
+    adapter: Adapter, names: list[str], prefetch: int
+) -> None:
+    # To the broker a prefetch of 0 means as many as there are.
+    with pytest.raises(ConfigurationError, match="prefetch of 1 or more"):
+        adapter.subscribe(names, GROUP, prefetch=prefetch, ordered=False)
 
 
 def test_a_message_with_nothing_at_all_arrives(
