@@ -20,6 +20,7 @@ from benchmarks.profile import show_profiles
 from benchmarks.rows import ROWS
 from benchmarks.tables import page, spread, write
 from benchmarks.tally import WrongCount
+from tests.brokers import ServerFailed, ServerMissing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,8 +51,9 @@ def _run(row: Row, bench: Bench) -> Outcome:
     outcome = Outcome(row, 0)
     try:
         measure(outcome, bench, _say)
-    except (WrongCount, ChildFailed) as error:
-        outcome.failure = str(error)
+    except (WrongCount, ChildFailed, ServerMissing, ServerFailed, RuntimeError) as error:
+        # The other rows are worth having, and the exit status tells of this one.
+        outcome.failure = f"{type(error).__name__}: {error}"
     return outcome
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Producer, TopicPartition
@@ -13,6 +14,7 @@ from benchmarks.workload import CONTENT_TYPE, id_of, messages, number_of
 
 PARTITIONS = 8
 _WAIT = 30.0
+_QUIET = 3  # errors only
 
 
 def bootstrap_of(url: str) -> str:
@@ -20,15 +22,20 @@ def bootstrap_of(url: str) -> str:
     return url.partition("://")[2].rstrip("/")
 
 
+@cache  # a client that is dropped while its answers are cleared up may end the process
+def _admin(url: str) -> AdminClient:
+    return AdminClient({"bootstrap.servers": bootstrap_of(url), "log_level": _QUIET})
+
+
 def create(url: str, topic: str, partitions: int = PARTITIONS) -> None:
     """Create a topic."""
-    admin = AdminClient({"bootstrap.servers": bootstrap_of(url)})
+    admin = _admin(url)
     admin.create_topics([NewTopic(topic, partitions, 1)])[topic].result(_WAIT)
 
 
 def delete(url: str, topic: str) -> None:
     """Delete a topic, so that the disk does not fill."""
-    admin = AdminClient({"bootstrap.servers": bootstrap_of(url)})
+    admin = _admin(url)
     admin.delete_topics([topic])[topic].result(_WAIT)
 
 
@@ -49,7 +56,7 @@ def fill(url: str, topic: str, count: int, keys: int, *, run: int = 0) -> None:
             "bootstrap.servers": bootstrap_of(url),
             "enable.idempotence": True,
             "partitioner": "murmur2_random",
-            "log_level": 3,
+            "log_level": _QUIET,
             "linger.ms": 20,
             "queue.buffering.max.messages": 1_000_000,
         }
@@ -82,7 +89,7 @@ def fill_at_once(url: str, topic: str, count: int, keys: int) -> None:
             "transactional.id": f"fill-{topic}",
             "transaction.timeout.ms": 300_000,
             "partitioner": "murmur2_random",
-            "log_level": 3,
+            "log_level": _QUIET,
             "queue.buffering.max.messages": 1_000_000,
         }
     )
@@ -100,7 +107,7 @@ def fill_at_once(url: str, topic: str, count: int, keys: int) -> None:
 
 def wait_for_members(url: str, group: str, members: int) -> None:
     """Return once the group has so many members, each with a partition."""
-    admin = AdminClient({"bootstrap.servers": bootstrap_of(url)})
+    admin = _admin(url)
     deadline = time.monotonic() + 60.0
     while True:
         found = admin.describe_consumer_groups([group])[group].result(_WAIT)
@@ -147,14 +154,17 @@ def read_back(url: str, topic: str) -> Iterator[int]:
 
 def outstanding(url: str, topic: str, group: str) -> int:
     """Return how many messages of the topic the group has not committed."""
-    config: dict[str, Any] = {"bootstrap.servers": bootstrap_of(url)}
-    consumer = Consumer({**config, "group.id": "benchmark-reader"})
+    admin = _admin(url)
+    asked = [TopicPartition(topic, number) for number in range(PARTITIONS)]
+    # This first: the rest takes time, in which more may be committed.
+    answer = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group, asked)])
+    found = answer[group].result(_WAIT).topic_partitions
+    done = {one.partition: max(0, one.offset) for one in found}
+    consumer: Any = Consumer(
+        {"bootstrap.servers": bootstrap_of(url), "group.id": "benchmark-reader"}
+    )
     try:
         ends = _ends(consumer, topic)
     finally:
         consumer.close()
-    admin = AdminClient(config)
-    asked = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, n) for n in ends])
-    answer = admin.list_consumer_group_offsets([asked])[group].result(_WAIT)
-    done = {found.partition: max(0, found.offset) for found in answer.topic_partitions}
     return sum(end - done.get(number, 0) for number, end in ends.items())
