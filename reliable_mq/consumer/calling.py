@@ -52,14 +52,13 @@ class Caller:
     def call(
         self, payload: Any, delivery: Delivery, transaction: HandlerTransaction | None
     ) -> None:
-        """Run the handler and flush what it left in its sessions."""
+        """Run the handler, and see to what it left in its sessions."""
         call = self.spec.call
         arguments = self._arguments(delivery, transaction) if call.injections else _NO_ARGUMENTS
         self.lane.call(call, payload, arguments, self.spec.timeout)
         crash_point("consumer.handled")
         if transaction is not None:
-            transaction.flush()
-            transaction.guard.check()
+            transaction.handled()
 
     def _arguments(
         self, delivery: Delivery, transaction: HandlerTransaction | None

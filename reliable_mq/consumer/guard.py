@@ -9,6 +9,7 @@ ends the transaction by SQL of its own, or by DDL on a database where that commi
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -32,6 +33,8 @@ class Guard:
         self.trouble: Trouble | None = None
         self.ended: str | None = None
         self.finishing = False
+        self.before_statement: Callable[[], None] | None = None
+        """Called before each statement on the connection."""
 
     def saw(self, connection: Connection, error: BaseException) -> None:
         """A statement failed on the connection."""
@@ -111,6 +114,8 @@ def _on_execute(connection: Connection, cursor: Any, statement: str, *_: Any) ->
     guard = _guards.get(connection)
     if guard is not None and not guard.finishing:
         guard.refuse(statement)
+        if guard.before_statement is not None:
+            guard.before_statement()
 
 
 def _on_begin(connection: Connection, *_: Any) -> None:

@@ -98,7 +98,7 @@ class Processor(Caller):
         idle = self._idle_timeout
         if self.spec.timeout is not None:
             idle = self.spec.timeout * handlers + 5.0
-        return handler_transaction(self.store, self.lane, idle_timeout=idle)
+        return handler_transaction(self.store, self.lane, idle_timeout=idle, shared=handlers > 1)
 
     # --- entry points ---------------------------------------------------------------------------
 

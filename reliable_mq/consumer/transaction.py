@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 
 from reliable_mq.consumer.guard import Guard, TransactionLostError, unwatch, watch
 from reliable_mq.consumer.lanes import Lane
+from reliable_mq.consumer.sharing import SharedSessions, synchronous
 from reliable_mq.handlers import Injection
 from reliable_mq.store import current, outbox
 
@@ -21,29 +22,53 @@ class HandlerTransaction:
     """An open transaction of ours that handlers may take part in.
 
     ``committing`` is True from the COMMIT on: an error after that leaves its outcome unknown.
+
+    Where several handlers are to run in it (*shared*) they have one session, and what they add
+    is written together: see :class:`~reliable_mq.consumer.sharing.SharedSessions`.
     """
 
-    def __init__(self, store: Store, lane: Lane, connection: Connection) -> None:
+    def __init__(
+        self, store: Store, lane: Lane, connection: Connection, *, shared: bool = False
+    ) -> None:
         self.connection = connection
         self.committing = False
         self.guard = Guard(store.dialect)
         self._store = store
         self._lane = lane
         self._sessions: list[Any] = []
+        self._pool: SharedSessions | None = None
+        if shared:
+            self._pool = SharedSessions()
+            self.guard.before_statement = self._pool.before_statement
 
     def provide(self, injection: Injection) -> Any:
         """Return the session or connection of *injection*, joined to this transaction."""
+        known = None if self._pool is None else self._pool.get(injection)
+        if known is not None:
+            return known
         made = self._lane.open_session(injection, self.connection)
         if made is not self.connection and hasattr(made, "commit") and hasattr(made, "close"):
             self._sessions.append(made)
+            if self._pool is not None:
+                self._pool.add(injection, made)
         return made
+
+    def handled(self) -> None:
+        """See to what a handler left in its sessions: it has returned. Raises its errors."""
+        if self._pool is None:
+            self.flush()
+        else:
+            self._pool.handled()
+        self.guard.check()
 
     def flush(self) -> None:
         """Write what the handlers' sessions hold back, and close them."""
         sessions, self._sessions = self._sessions, []
+        if self._pool is not None:
+            self._pool.close()
         for session in sessions:
-            inner = getattr(session, "sync_session", session)
-            if inner is session and not hasattr(session, "flush"):
+            inner = synchronous(session)
+            if inner is None:
                 continue  # an AsyncConnection holds nothing back
             inner.commit()
             inner.close()
@@ -63,6 +88,8 @@ class HandlerTransaction:
     def rollback(self) -> None:
         """Undo everything; the connection may be broken already."""
         self.guard.finishing = True
+        if self._pool is not None:
+            self._pool.close()
         for session in self._sessions:
             inner = getattr(session, "sync_session", session)
             inner.close()
@@ -73,14 +100,14 @@ class HandlerTransaction:
 
 @contextmanager
 def handler_transaction(
-    store: Store, lane: Lane, *, idle_timeout: float
+    store: Store, lane: Lane, *, idle_timeout: float, shared: bool
 ) -> Iterator[HandlerTransaction]:
     """Open a transaction in the block; what it does not commit is rolled back."""
     with ExitStack() as stack:
         stack.enter_context(lane.writing())
         connection = stack.enter_context(lane.engine().connect())
         store.dialect.begin(connection, idle_timeout=idle_timeout)
-        transaction = HandlerTransaction(store, lane, connection)
+        transaction = HandlerTransaction(store, lane, connection, shared=shared)
         watch(connection, transaction.guard)
         stack.callback(_leave, store, connection, transaction.guard)
         entry = stack.enter_context(current.entered(store, connection))
