@@ -100,7 +100,10 @@ def encode_headers(message: Message, *, native: Collection[str] = ()) -> list[tu
 
 def has_id(headers: RawHeaders) -> bool:
     """Tell whether *headers* name the message, so that it needs no position."""
-    return any(name == MESSAGE_ID and value for name, value in headers)
+    for name, value in headers:  # noqa: SIM110 - any() takes twice as long, for each delivery
+        if name == MESSAGE_ID and value:
+            return True
+    return False
 
 
 @dataclass(slots=True, kw_only=True)

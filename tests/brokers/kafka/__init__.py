@@ -56,9 +56,10 @@ class Kafka(Server):
         )
         return {
             **found,
-            # A restarted broker is let in only when the session of its former life is over.
-            "broker.session.timeout.ms": "1500",
-            "broker.heartbeat.interval.ms": "300",
+            # A restarted broker is let in only when the session of its former life is over. With
+            # less, one on a busy machine is taken for dead again and again, and serves nothing.
+            "broker.session.timeout.ms": "4000",
+            "broker.heartbeat.interval.ms": "500",
             **self.settings,
         }
 
