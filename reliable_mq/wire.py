@@ -99,11 +99,15 @@ def encode_headers(message: Message, *, native: Collection[str] = ()) -> list[tu
 
 
 def has_id(headers: RawHeaders) -> bool:
-    """Tell whether *headers* name the message, so that it needs no position."""
-    for name, value in headers:  # noqa: SIM110 - any() takes twice as long, for each delivery
-        if name == MESSAGE_ID and value:
-            return True
-    return False
+    """Tell whether *headers* name the message, so that it needs no position.
+
+    Of several ids the last one counts, as in :func:`decode`; an empty one is none.
+    """
+    given = b""
+    for name, value in headers:
+        if name == MESSAGE_ID:
+            given = value
+    return bool(given)
 
 
 @dataclass(slots=True, kw_only=True)

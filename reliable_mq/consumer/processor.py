@@ -192,12 +192,30 @@ class Processor(Caller):
     def _handle(self, subject: Subject, delivery: Delivery, progress: _Progress) -> Result:
         payload = self.spec.call.payload(delivery.message)
         with self.entered(delivery):
-            if not self._transactional:
-                progress.stage = _Stage.HANDLE
-                self.call(payload, delivery, None)
-            else:
+            if self._transactional:
                 return self._handle_in_transaction(subject, payload, delivery, progress)
+            gone = self._look_at(subject, progress)
+            if gone is not None:
+                return gone
+            progress.stage = _Stage.HANDLE
+            self.call(payload, delivery, None)
         return self._settle_alone(subject, progress)
+
+    def _look_at(self, subject: Subject, progress: _Progress) -> Result | None:
+        """See that a retry row is still to be handled: it may have ended since it was read.
+
+        A handler without a transaction cannot hold the row, so that this keeps no other process
+        from it. It keeps the rows that this process has ended itself from being handled again.
+        """
+        if isinstance(subject, Fresh) or self._at_most_once:  # whose row was taken already
+            return None
+        progress.stage = _Stage.OPEN
+        with self.transaction() as transaction:
+            progress.transaction = transaction
+            progress.stage = _Stage.TAKE
+            gone = subject.take(transaction)
+        progress.transaction = None
+        return gone
 
     def _handle_in_transaction(
         self, subject: Subject, payload: Any, delivery: Delivery, progress: _Progress

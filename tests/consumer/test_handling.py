@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -21,7 +23,10 @@ from reliable_mq import (
     Retry,
     RetryPolicy,
 )
+from reliable_mq.consumer.scheduler import Scheduler
+from reliable_mq.store.retries import Retries, Waiting
 from reliable_mq.testing import Harness
+from reliable_mq.testing.contract.waiting import wait_for
 from tests.consumer.conftest import effects, unique_effects
 
 Enter = Callable[[], Harness]
@@ -322,7 +327,6 @@ def test_a_handler_that_wants_to_end_the_process_has_failed(
 
 
 def test_a_payload_nested_without_end_is_a_dead_letter(mq: ReliableMQ, harness: Enter) -> None:
-    from typing import Any
 
     @mq.handler("orders")
     def handle(order: Any) -> None:
@@ -349,6 +353,43 @@ def test_at_least_once_has_no_current_transaction_and_retries_from_the_store(
     h = harness()
     assert h.deliver("orders", {"id": 1}).result == "retried"
     assert h.run(through=60).handled == 1
+    assert calls == [1, 2]
+
+
+def test_a_row_that_ended_after_it_was_read_is_not_handled_again(
+    mq: ReliableMQ, harness: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop reads what is due, a worker ends it, and only then the loop hands it over."""
+    calls: list[int] = []
+    read_again, handed_over = threading.Event(), threading.Event()
+    read_due, put_retry = Retries.due, Scheduler.put_retry
+
+    @mq.handler("orders", guarantee="at-least-once", retry=RetryPolicy(initial_delay=1))
+    def handle(order: Order, delivery: Delivery) -> None:
+        calls.append(delivery.attempt)
+        if delivery.attempt == 1:
+            raise OSError
+        assert read_again.wait(10)
+
+    h = harness()
+
+    def read_early(self: Retries, *args: Any, **options: Any) -> list[Waiting]:
+        found = read_due(self, *args, **options)
+        if found and calls[-1] == 2:
+            read_again.set()
+        return found
+
+    def hand_over_late(self: Scheduler, waiting: Waiting) -> bool:
+        if read_again.is_set():
+            wait_for(lambda: waiting.seq not in self._retries_known, "the end of the row")
+            handed_over.set()
+        return put_retry(self, waiting)
+
+    monkeypatch.setattr(Retries, "due", read_early)
+    monkeypatch.setattr(Scheduler, "put_retry", hand_over_late)
+    assert h.deliver("orders", {"id": 1}).result == "retried"
+    assert h.run(through=60).handled == 1
+    assert handed_over.is_set()
     assert calls == [1, 2]
 
 

@@ -24,6 +24,7 @@ from reliable_mq.wire import (
     decode,
     encode_headers,
     format_time,
+    has_id,
     is_reserved,
     parse_time,
 )
@@ -49,7 +50,7 @@ _raw_messages = st.builds(
     position=st.none() | _any_text,
     native_id=st.none() | _any_text | st.binary(max_size=600),
     native_content_type=st.none() | _any_text,
-    native_time=st.none() | st.datetimes() | st.datetimes(timezones=st.timezones()),
+    native_time=st.none() | st.integers() | st.datetimes() | st.datetimes(timezones=st.timezones()),
 )
 _limits = st.builds(
     Limits,
@@ -173,6 +174,17 @@ def test_without_any_id_or_position_a_fresh_one_is_made_up_and_marked():
 @pytest.mark.parametrize("empty", ["", b""], ids=repr)
 def test_an_empty_id_is_none(empty):
     assert _decode(native_id=empty, position="t/0/7").message.id == "t/0/7"
+
+
+@pytest.mark.parametrize(
+    ("ids", "named"),
+    [([], False), ([b""], False), ([b"m"], True), ([b"m", b""], False), ([b"", b"m"], True)],
+)
+def test_a_position_may_be_left_out_only_where_decoding_finds_an_id(ids, named):
+    """Else the message would have another id with each redelivery, and be handled again."""
+    headers = [(MESSAGE_ID, value) for value in ids]
+    assert has_id(headers) is named
+    assert decode(RawMessage(topic="t", body=b"", headers=headers), LIMITS).stable_id is named
 
 
 @pytest.mark.parametrize("value", [b"\xff", b"a\x00b", b"a\nb", b"x" * 256, "ä".encode() * 128])

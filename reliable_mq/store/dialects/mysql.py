@@ -107,8 +107,14 @@ class MySQL(StoreDialect):
         if connection.closed or connection.invalidated:
             return
         limit = connection.info.get(_LIMIT)
-        if not is_ours(connection) or (limit is not None and limit < LASTING):
+        if is_ours(connection) and (limit is None or limit >= LASTING):
+            return
+        try:
             _limit_idling(connection, None)
+        except DBAPIError:
+            # Broken, in a way that nobody noticed yet: the pool must not have it back, and what
+            # broke it is the error to be seen.
+            connection.invalidate()
 
     @override
     def claim(

@@ -15,7 +15,7 @@ from reliable_mq.adapter import (
     TransactionalAdapter,
     TransactionalSubscription,
 )
-from reliable_mq.errors import StaleDeliveryError
+from reliable_mq.errors import StaleDeliveryError, TransportError
 from reliable_mq.testing.contract.base import (
     GROUP,
     ContextFactory,
@@ -27,6 +27,7 @@ from reliable_mq.testing.contract.base import (
 )
 from reliable_mq.testing.contract.messages import message, numbered, numbers_of
 from reliable_mq.testing.contract.readers import Reader
+from reliable_mq.testing.contract.waiting import wait_for
 
 OpenTransactional: TypeAlias = Callable[[str], tuple[Reader, TransactionalSubscription]]
 
@@ -44,6 +45,7 @@ class TransactContract(ContractBase):
             subscription = opened.subscribe_transactional([topic], GROUP, prefetch=500)
             reader = Reader(subscription, quiet=self.quiet)
             resources.callback(reader.close)
+            wait_for(lambda: _is_served(reader), "a coordinator of transactions")
             return reader, subscription
 
         return make
@@ -104,6 +106,15 @@ class TransactContract(ContractBase):
         heir, _ = transactional(source)
         assert numbers_of(heir.take_only(3)) == [0, 1, 2]
         reader(target).assert_nothing_more()
+
+
+def _is_served(reader: Reader) -> bool:
+    """Tell whether the broker is ready: that it is not yet is told as an error, and no failure."""
+    try:
+        reader.idle()
+    except TransportError:
+        return False
+    return True
 
 
 def _copied(deliveries: Sequence[Received], topic: str) -> list[Handled]:

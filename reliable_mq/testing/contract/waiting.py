@@ -8,7 +8,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-DEADLINE = 60.0
+DEADLINE = 120.0
 """Seconds after which something that must happen is held not to happen. Generous on purpose."""
 
 _PAUSE = 0.02
