@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import PoolProxiedConnection
 from sqlalchemy.exc import SQLAlchemyError
 
 from reliable_mq.store import Store
@@ -22,6 +22,9 @@ log = logging.getLogger("reliable_mq")
 
 _GAP = 0.01
 """Seconds between two hints: more of them would wake nobody sooner."""
+
+_KEPT = 1.0
+"""Seconds without a hint after which its connection is closed."""
 
 _SLICE = 0.5
 _RECONNECT = 5.0
@@ -81,19 +84,61 @@ class Notifier:
                 self._thread.start()
 
     def _run(self) -> None:
-        notify = text(f"NOTIFY {channel_of(self._store)}")
+        # The thread's own: a forked process must not send on its parent's connection.
+        line = _Line(self._store)
         while True:
-            self._due.wait()
+            if not self._due.wait(_KEPT if line.is_open else None):
+                line.close()
+                continue
             if self._closed.is_set():
+                line.close()
                 return
             # Cleared before it is sent: a commit from here on makes another hint.
             self._due.clear()
-            try:
-                with self._store.engine.connect() as connection:
-                    connection.execution_options(isolation_level="AUTOCOMMIT").execute(notify)
-            except SQLAlchemyError as error:
-                log.debug("no hint was sent, the relays find the rows by themselves: %r", error)
+            line.send()
             self._closed.wait(_GAP)
+
+
+class _Line:
+    """The connection on which hints go out, kept as long as they follow each other.
+
+    Not the pool's: while the application commits without a pause, there would be as much work in
+    getting a connection and giving it back, a hundred times a second, as in the hints.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._engine = store.engine
+        self._notify = f"NOTIFY {channel_of(store)}"
+        self._connection: PoolProxiedConnection | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._connection is not None
+
+    def send(self) -> None:
+        kept = self.is_open
+        try:
+            if self._connection is None:
+                self._connection = self._engine.raw_connection()
+                self._make_ours(self._connection)
+            self._connection.cursor().execute(self._notify)
+        except (SQLAlchemyError, self._engine.dialect.loaded_dbapi.Error) as error:
+            self.close()
+            if kept:  # It may have died long ago.
+                self.send()
+            else:
+                log.debug("no hint was sent, the relays find the rows by themselves: %r", error)
+
+    def _make_ours(self, connection: PoolProxiedConnection) -> None:
+        driver = connection.dbapi_connection
+        connection.detach()
+        assert driver is not None  # noqa: S101 - just connected
+        self._engine.dialect.set_isolation_level(driver, "AUTOCOMMIT")
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
 
 class Listener:

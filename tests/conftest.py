@@ -54,7 +54,10 @@ def _started(request: pytest.FixtureRequest, kind: str) -> Iterator[Server]:
     except ServerMissing as error:
         _absent(request.config, error)
     yield found
-    found.stop()
+    try:
+        found.check_alive()
+    finally:
+        found.stop()
 
 
 # One server of a kind for the whole run, started when the first test asks for it. They are

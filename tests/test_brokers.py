@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import select
 import signal
@@ -28,7 +29,7 @@ from tests.brokers import (
     find,
     server,
 )
-from tests.brokers.guard import family
+from tests.brokers.guard import born, family
 from tests.conftest import OwnServer
 
 ROOT = Path(__file__).parent.parent
@@ -163,7 +164,7 @@ def test_a_killed_server_comes_back_on_its_port_with_its_data(
     one = own_server(kind)
     url = one.url
     WRITE[kind](one)
-    members = {member for pid in one.pids for member in family(pid)}
+    members = {member for pid in one.pids for member in family(pid, born(pid))}
     assert members >= set(one.pids)
 
     one.kill()
@@ -175,7 +176,7 @@ def test_a_killed_server_comes_back_on_its_port_with_its_data(
     assert READ[kind](one) == "here"
 
     folder = one.folder
-    members = {member for pid in one.pids for member in family(pid)}
+    members = {member for pid in one.pids for member in family(pid, born(pid))}
     one.stop()
     assert not folder.exists()
     assert not [pid for pid in members if lives(pid)]
@@ -217,12 +218,30 @@ def test_servers_die_with_the_test_run_that_started_them(
     ) as run:
         assert run.stdout is not None
         folder, *pids = run.stdout.readline().split()
-        members = {member for pid in pids for member in family(int(pid))}
+        members = {member for pid in pids for member in family(int(pid), born(int(pid)))}
         assert members >= {int(pid) for pid in pids}
         run.send_signal(number)
         run.wait(10)
     assert eventually(lambda: not [pid for pid in members if lives(pid)])
     assert eventually(lambda: not Path(folder).exists())
+
+
+def test_a_process_that_was_given_the_number_of_a_dead_one_is_no_family_of_it() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
+        since = born(stranger.pid)
+        assert family(stranger.pid, since) == {stranger.pid}
+        assert family(stranger.pid, since - 1) == set()
+        stranger.kill()
+    assert born(stranger.pid) == 0
+
+
+def test_a_server_that_ends_by_itself_is_said_with_its_log(own_server: OwnServer) -> None:
+    one = own_server("redis")
+    one.check_alive()
+    os.kill(one.pids[0], signal.SIGSEGV)
+    assert eventually(lambda: not one.running)
+    with pytest.raises(ServerFailed, match=r"ended by itself \(status -?\d+\)(?s:.*)BUG REPORT"):
+        one.check_alive()
 
 
 def _skip_unless_present(kind: str) -> None:

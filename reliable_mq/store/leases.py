@@ -12,6 +12,7 @@ cannot be made part of a transaction ends before :attr:`LeaseSet.until`.
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -89,14 +90,17 @@ def fair_plan(
 ) -> Plan:
     """Return what *owner* keeps, releases and takes where the *others* share *rows* with it.
 
-    *free* are the names that may be taken. What does not divide evenly goes to the first owners
-    by name, so that all shares together are all rows. Where to begin among the free ones depends
-    on the owner, so that two candidates rarely want the same.
+    *free* are the names that may be taken. What does not divide evenly stays with those who have
+    it, so that nothing moves for a member that comes while all have enough, and goes to the first
+    owners by name besides; all shares together are all rows. Where to begin among the free ones
+    depends on the owner, so that two candidates rarely want the same.
     """
-    everybody = sorted({*others, owner})
+    mine = [row.name for row in rows if row.owner == owner]
+    holding = Counter(row.owner for row in rows if row.owner != owner and row.name not in free)
+    holding[owner] = len(mine)
+    everybody = sorted({*others, owner}, key=lambda one: (-holding[one], one))
     share, rest = divmod(len(rows), len(everybody))
     share += everybody.index(owner) < rest
-    mine = [row.name for row in rows if row.owner == owner]
     candidates = [row for row in rows if row.owner != owner and row.name in free]
     start = zlib.crc32(owner.encode()) % max(1, len(candidates))
     candidates = candidates[start:] + candidates[:start]

@@ -189,6 +189,12 @@ class Server(ABC):
             )
         )
 
+    def check_alive(self) -> None:
+        """Raises ServerFailed where a process that nobody ended has ended."""
+        ended = [process.status for process in self._processes if not process.alive]
+        if ended:
+            raise self.failed(f"ended by itself (status {ended[0]})")
+
     def failed(self, why: str) -> ServerFailed:
         """The error for a failed start, with the end of the log."""
         tail = b""

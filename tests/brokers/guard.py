@@ -28,6 +28,7 @@ class _Kin(NamedTuple):
     parent: int
     group: int
     session: int
+    born: int
 
 
 def _living() -> dict[int, _Kin]:
@@ -42,16 +43,30 @@ def _living() -> dict[int, _Kin]:
         except OSError:
             continue  # gone in between
         if state not in (b"Z", b"X"):
-            result[int(entry)] = _Kin(*map(int, numbers[:3]))
+            result[int(entry)] = _Kin(*map(int, (*numbers[:3], numbers[18])))
     return result
 
 
-def family(leader: int) -> set[int]:
+def born(pid: int) -> int:
+    """When a process began, in ticks since the machine did; 0 when it is gone.
+
+    Together with its number it names a process for ever: numbers are given out again, here after
+    some ten thousand processes.
+    """
+    kin = _living().get(pid)
+    return 0 if kin is None else kin.born
+
+
+def family(leader: int, since: int) -> set[int]:
     """The living processes that belong to ``leader``: its group, its session, their descendants.
 
     Descendants matter because some servers (PostgreSQL) give each child a session of its own.
+    Where another process, not ``born`` at ``since``, has the leader's number, there are none: a
+    number is not given out again while it names a group or a session.
     """
     living = _living()
+    if leader in living and living[leader].born != since:
+        return set()
     members = {pid for pid, kin in living.items() if leader in (pid, kin.group, kin.session)}
     while True:
         found = {pid for pid, kin in living.items() if kin.parent in members} - members
@@ -67,21 +82,21 @@ def send(pids: set[int], number: int) -> None:
             os.kill(pid, number)
 
 
-def freeze(leader: int) -> set[int]:
+def freeze(leader: int, since: int) -> set[int]:
     """Stops the family with SIGSTOP, children born meanwhile included; returns its members."""
     stopped: set[int] = set()
-    while new := family(leader) - stopped:
+    while new := family(leader, since) - stopped:
         send(new, signal.SIGSTOP)
         stopped |= new
     return stopped
 
 
-def kill_family(leader: int) -> None:
+def kill_family(leader: int, since: int) -> None:
     """Kills the whole family with SIGKILL; returns when all are dead.
 
     It is frozen first: a child whose parent dies in between could no longer be recognised.
     """
-    members = freeze(leader)
+    members = freeze(leader, since)
     send(members, signal.SIGKILL)
     deadline = time.monotonic() + _DEATH_TIMEOUT
     while members & _living().keys() and time.monotonic() < deadline:
@@ -98,27 +113,27 @@ def _owner_lives(owner: int) -> bool:
     return True
 
 
-def _watch(owner: int, pipe: int, leader: int, folder: str) -> None:
+def _watch(owner: int, pipe: int, leader: int, since: int, folder: str) -> None:
     while _owner_lives(owner):
         ready, _, _ = select.select([pipe], [], [], _CHECK_OWNER_EVERY)
         if ready:
             if os.read(pipe, 1) == FAREWELL:
                 return
             break
-    kill_family(leader)
+    kill_family(leader, since)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _leave_watcher(owner: int, pipe: int, folder: str) -> None:
     """Forks twice, so that the watcher is no child of the server and not in its family."""
-    leader = os.getpid()
+    leader, since = os.getpid(), born(os.getpid())
     middle = os.fork()
     if middle:
         os.waitpid(middle, 0)
         return
     os.setsid()
     if os.fork() == 0:
-        _watch(owner, pipe, leader, folder)
+        _watch(owner, pipe, leader, since, folder)
     os._exit(0)
 
 

@@ -56,6 +56,7 @@ class Process:
             raise
         finally:
             os.close(reading)
+        self._born = guard.born(self.pid)
 
     @property
     def pid(self) -> int:
@@ -65,9 +66,14 @@ class Process:
     def alive(self) -> bool:
         return self._popen.poll() is None
 
+    @property
+    def status(self) -> int | None:
+        """How it ended: an exit status, or the negative number of a signal; None while it lives."""
+        return self._popen.poll()
+
     def kill(self) -> None:
         """SIGKILL; returns when everything is dead. Harmless when it is dead already."""
-        guard.kill_family(self.pid)
+        guard.kill_family(self.pid, self._born)
         self._popen.wait(_KILL_TIMEOUT)
         self._dismiss_watcher()
 
@@ -80,11 +86,11 @@ class Process:
 
     def pause(self) -> None:
         """SIGSTOP: connections stay open, nothing answers."""
-        guard.freeze(self.pid)
+        guard.freeze(self.pid, self._born)
 
     def resume(self) -> None:
         """SIGCONT."""
-        guard.send(guard.family(self.pid), signal.SIGCONT)
+        guard.send(guard.family(self.pid, self._born), signal.SIGCONT)
 
     def _dismiss_watcher(self) -> None:
         if self._pipe >= 0:

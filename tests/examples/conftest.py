@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.brokers import guard
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +25,7 @@ class Example:
             name: value for name, value in os.environ.items() if "RELIABLE_MQ_" not in name.upper()
         }
         self._log = folder / "example.log"
-        self._started: list[subprocess.Popen[bytes]] = []
+        self._started: list[tuple[subprocess.Popen[bytes], int]] = []
 
     @property
     def said(self) -> str:
@@ -40,18 +41,15 @@ class Example:
                 stderr=log,
                 start_new_session=True,
             )
-        self._started.append(process)
+        self._started.append((process, guard.born(process.pid)))
         return process
 
     def run(self, module: str, *arguments: str, timeout: float = 60.0) -> int:
         return self.start(module, *arguments).wait(timeout)
 
     def end(self) -> None:
-        for process in self._started:
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue  # it and all its children have ended
+        for process, since in self._started:
+            guard.kill_family(process.pid, since)
             process.wait()
 
 

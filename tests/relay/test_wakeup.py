@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import psycopg
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import text
 
 from reliable_mq.store import Store, outbox
 from reliable_mq.wakeup import Listener, Notifier, channel_of
@@ -58,6 +57,13 @@ def hints(postgresql_store):
     listener.close()
 
 
+def _hinting(store: Store) -> list[int]:
+    """Return the server processes that hinted last of all."""
+    with store.engine.connect() as connection:
+        query = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'NOTIFY %%'"
+        return list(connection.exec_driver_sql(query).scalars())
+
+
 def append(store: Store, name: str) -> None:
     with store.transaction() as connection:
         outbox.append(store, connection, message(name))
@@ -94,18 +100,17 @@ def test_a_rolled_back_transaction_hints_at_nothing(elsewhere, hints):
     assert hints.count == before + 1
 
 
-def test_the_hint_is_not_part_of_the_business_transaction(elsewhere, hints):
-    statements: list[tuple[int, str]] = []
-
-    @event.listens_for(elsewhere.engine, "before_cursor_execute")
-    def see(connection, cursor, statement, parameters, context, many):
-        statements.append((threading.get_ident(), statement))
-
-    append(elsewhere, "m")
+def test_the_hint_is_not_part_of_the_business_transaction(
+    postgresql_store, elsewhere, hints, monkeypatch
+):
+    monkeypatch.setattr("reliable_mq.wakeup._KEPT", DEADLINE)
+    with elsewhere.transaction() as connection:
+        business = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+        outbox.append(elsewhere, connection, message("m"))
     hints.wait(2)
-    notifies = [thread for thread, statement in statements if statement.startswith("NOTIFY")]
-    assert notifies
-    assert threading.get_ident() not in notifies
+    hinting = _hinting(postgresql_store)
+    assert hinting
+    assert business not in hinting
 
 
 def test_the_listener_connects_again(postgresql_store, elsewhere, hints, monkeypatch):
@@ -127,14 +132,54 @@ def test_the_listener_connects_again(postgresql_store, elsewhere, hints, monkeyp
 def test_a_database_that_is_down_fails_no_commit_and_ends_no_thread(elsewhere, hints, monkeypatch):
     before = hints.count
 
-    def refuse(*arguments):
+    refused = threading.Event()
+
+    def refuse():
+        refused.set()
         raise psycopg.OperationalError("connection refused")
 
     with monkeypatch.context() as broken:
-        broken.setattr(elsewhere.engine.dialect, "do_execute", refuse)
-        broken.setattr(elsewhere.engine.dialect, "do_execute_no_params", refuse)
+        broken.setattr(elsewhere.engine, "raw_connection", refuse)
         elsewhere.after_append()
-        time.sleep(0.05)  # gives the thread a chance to die of it
+        assert refused.wait(DEADLINE)
+    elsewhere.after_append()
+    hints.wait(before + 1)
+
+
+def test_hints_that_follow_each_other_share_a_connection_that_no_pool_holds(
+    postgresql_store, elsewhere, hints, monkeypatch
+):
+    monkeypatch.setattr("reliable_mq.wakeup._KEPT", DEADLINE)
+    elsewhere.after_append()
+    hints.wait(2)
+    used = _hinting(postgresql_store)
+    assert len(used) == 1
+    before = hints.count
+    elsewhere.after_append()
+    hints.wait(before + 1)
+    assert _hinting(postgresql_store) == used
+    assert elsewhere.engine.pool.checkedout() == 0
+
+
+def test_a_connection_for_hints_is_closed_when_no_more_come(
+    postgresql_store, elsewhere, hints, monkeypatch
+):
+    monkeypatch.setattr("reliable_mq.wakeup._KEPT", 0.01)
+    elsewhere.after_append()
+    hints.wait(2)
+    eventually(lambda: not _hinting(postgresql_store), "it is still there")
+
+
+def test_a_hint_is_sent_again_where_its_connection_had_died(
+    postgresql_store, elsewhere, hints, monkeypatch
+):
+    monkeypatch.setattr("reliable_mq.wakeup._KEPT", DEADLINE)
+    elsewhere.after_append()
+    hints.wait(2)
+    with postgresql_store.engine.connect() as connection:
+        for pid in _hinting(postgresql_store):
+            connection.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
+    before = hints.count
     elsewhere.after_append()
     hints.wait(before + 1)
 
@@ -153,7 +198,7 @@ def test_nothing_is_left_behind(postgresql_store, postgresql_url):
     assert threading.active_count() == threads
     assert postgresql_store.on_appended == []
     with postgresql_store.engine.connect() as connection:
-        query = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN %%'"
+        query = "SELECT count(*) FROM pg_stat_activity WHERE query ~ '^(LISTEN|NOTIFY) '"
         eventually(
             lambda: connection.exec_driver_sql(query).scalar_one() == 0, "a connection is left"
         )

@@ -376,27 +376,51 @@ def test_it_works_by_the_databases_own_clock(store_url):
     store.dispose()
 
 
+def _in_turn(owner_of: dict[str, str | None], alive: set[str]) -> None:
+    """Let each release what is too much for it and take its share."""
+    for owner in sorted(alive):
+        rows = [
+            LeaseRow(name, holder, 0, 0, free=holder not in alive)
+            for name, holder in owner_of.items()
+        ]
+        free = {row.name for row in rows if row.free}
+        plan = fair_plan(rows, owner=owner, others=alive - {owner}, free=free)
+        assert not set(plan.keep) & set(plan.release)
+        for name in plan.release:
+            owner_of[name] = None
+        for row in plan.take:
+            owner_of[row.name] = owner
+
+
+def _spread(owner_of: dict[str, str | None], alive: set[str]) -> int:
+    counts = Counter(owner_of.values())
+    assert set(counts) <= alive
+    return max(counts.values()) - min(counts.get(owner, 0) for owner in alive)
+
+
 @given(
     st.lists(st.sampled_from(["a", "b", "c", "d", None]), min_size=1, max_size=40),
     st.sets(st.sampled_from("abcd"), min_size=1),
 )
 def test_all_plans_together_end_with_everything_owned_evenly(present, alive):
-    """Whoever owns what at first: after each has released and then taken its share."""
-    names = [f"n{i}" for i in range(len(present))]
-    owner_of = dict(zip(names, present, strict=True))
+    """Whoever owns what at first, and then nothing moves any more."""
+    owner_of = {f"n{i}": owner for i, owner in enumerate(present)}
     for _ in range(3):
-        for owner in sorted(alive):
-            rows = [
-                LeaseRow(name, owner_of[name], 0, 0, free=owner_of[name] not in alive)
-                for name in names
-            ]
-            free = {row.name for row in rows if row.free}
-            plan = fair_plan(rows, owner=owner, others=alive - {owner}, free=free)
-            assert not set(plan.keep) & set(plan.release)
-            for name in plan.release:
-                owner_of[name] = None
-            for row in plan.take:
-                owner_of[row.name] = owner
-    counts = Counter(owner_of.values())
-    assert set(counts) <= alive
-    assert max(counts.values()) - min(counts.get(owner, 0) for owner in alive) <= 1
+        _in_turn(owner_of, alive)
+    assert _spread(owner_of, alive) <= 1
+    settled = dict(owner_of)
+    _in_turn(owner_of, alive)
+    assert owner_of == settled
+
+
+@given(st.integers(1, 40), st.sets(st.sampled_from("abcd"), min_size=1), st.sampled_from("abcd"))
+def test_nothing_moves_for_a_member_that_comes_while_all_have_enough(count, alive, new):
+    owner_of: dict[str, str | None] = {f"n{i}": None for i in range(count)}
+    for _ in range(3):
+        _in_turn(owner_of, alive)
+    before = dict(owner_of)
+    for _ in range(3):
+        _in_turn(owner_of, alive | {new})
+    assert _spread(owner_of, alive | {new}) <= 1
+    moved = sum(owner_of[name] != before[name] for name in before)
+    assert moved == (0 if new in alive else count // (len(alive) + 1))

@@ -161,7 +161,7 @@ class ContractBase:
     quiet: ClassVar[float] = 1.0
     """Seconds without a delivery after which the suite believes that no more will come."""
 
-    short_lease: ClassVar[float] = 4.0
+    short_lease: ClassVar[float] = 2.0
     """The same where a killed or stopped member is to be replaced soon."""
 
     # --- given by the adapter's author ---
