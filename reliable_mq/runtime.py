@@ -76,7 +76,7 @@ class Runtime:
         self.notifier.start()
 
     def close(self) -> None:
-        """Close the adapter and the engines made here. May be used again: it all reopens."""
+        """Close the adapter, for good, and the connections of the engines made here."""
         self.notifier.close()
         self.adapter.close()
         self.store.dispose()

@@ -21,9 +21,9 @@ from reliable_mq.adapter import (
 )
 from reliable_mq.errors import ConfigurationError, ReliableMQError
 from reliable_mq.message import Message
+from reliable_mq.store.inspection import Expected, inspect_store
 from reliable_mq_sql.cleaner import Cleaner
 from reliable_mq_sql.database import Database
-from reliable_mq_sql.inspection import findings
 from reliable_mq_sql.ownership import TopicShare
 from reliable_mq_sql.publisher import Publisher
 from reliable_mq_sql.subscription import SqlSubscription
@@ -163,9 +163,13 @@ class SqlAdapter:
         return timedelta(microseconds=max(known))
 
     def inspect(self) -> list[Finding]:
-        """Return the database's settings that would lose or refuse a message."""
-        limit = self._context.max_message_bytes
-        return self._database.read(lambda connection: findings(connection, limit))
+        """Return what the store's own inspection finds: its database is the broker here."""
+        store = self._database.store
+        expected = Expected(max_message_bytes=self._context.max_message_bytes, embedded=True)
+        # First, because there it is a finding that the database cannot be reached, and here an
+        # error.
+        self._database.read(lambda _: None)
+        return self._database.run(lambda: inspect_store(store, expected)).findings
 
     def close(self) -> None:
         """Close the subscriptions. The store and its engine stay open: they are not ours."""

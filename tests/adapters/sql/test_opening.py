@@ -129,8 +129,8 @@ def test_inspect_finds_a_postgresql_server_that_does_not_sync(
     if not isinstance(postgresql_server, PostgreSQL):
         pytest.skip("needs the test server's own settings")
     store = Store(database_url=postgresql_url)
-    found = {one.subject: one.severity for one in opened(store).inspect()}
-    assert found["PostgreSQL fsync"] is Severity.ERROR
+    found = {one.code: one.severity for one in opened(store).inspect()}
+    assert found["postgresql-fsync"] is Severity.ERROR
     store.dispose()
 
 
@@ -141,9 +141,9 @@ def test_inspect_finds_a_mariadb_server_that_syncs_late_or_takes_small_packets(
         pytest.skip("needs the test server's own settings")
     store = Store(database_url=mariadb_url)
     adapter = opened(store, max_message_bytes=50_000_000)
-    found = {one.subject: one.severity for one in adapter.inspect()}
-    assert found["MariaDB innodb_flush_log_at_trx_commit"] is Severity.WARNING
-    assert found["MariaDB max_allowed_packet"] is Severity.ERROR
+    found = {one.code: one.severity for one in adapter.inspect()}
+    assert found["mariadb-innodb-flush-log-at-trx-commit"] is Severity.WARNING
+    assert found["mariadb-max-allowed-packet"] is Severity.ERROR
     store.dispose()
 
 
