@@ -273,11 +273,13 @@ class Admin:
     def _explained(self, error: KafkaError, health: Health, doing: str, needs: str) -> Exception:
         # That nobody answered is known better from what was seen on the connections.
         if error.code() in _UNANSWERED:
+            # It may wait for a controller that is dead, for as long as its metadata are good.
+            self._forget(health)
             return health.error(doing)
         return translate(error, doing, needs)
 
     def _forget(self, health: Health) -> None:
-        """Use a new client next time, which knows nothing of the refusal."""
+        """Use a new client next time, which knows nothing of what this one was told."""
         with self._lock:
             if self._current is not None and self._current[1] is health:
                 self._current = None

@@ -172,6 +172,7 @@ def management(base: str, method: str, path: str, body: object = None) -> Any:
     request.add_header("Authorization", f"Basic {login}")
     request.add_header("Content-Type", "application/json")
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with direct.open(request, timeout=10) as response:
+    # A cluster of three that has just started needs ten seconds and more for a virtual host.
+    with direct.open(request, timeout=60) as response:
         answer = response.read()
     return json.loads(answer) if answer else None
