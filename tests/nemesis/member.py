@@ -1,0 +1,37 @@
+"""One process of the application: ``member.py ROLE LIFE SEED ARENA``, the last one as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import threading
+from pathlib import Path
+
+# Last, so that the library is the installed one.
+sys.path.append(str(Path(__file__).parents[2]))
+
+from tests.nemesis.application import Arena, build
+from tests.nemesis.producing import produce
+from tests.nemesis.recording import Recorder
+from tests.nemesis.replaying import replay
+
+WORK = {"producer": produce, "replayer": replay}
+
+
+def main(role: str, life: int, seed: int, arena: Arena) -> None:
+    """Be that process until SIGTERM."""
+    with build(arena) as mq:
+        if role in WORK:
+            stop = threading.Event()
+            signal.signal(signal.SIGTERM, lambda *_: stop.set())
+            WORK[role](mq, arena, life, seed, stop)
+        else:
+            Recorder(mq, Path(arena.folder))
+            mq.run(relay=role == "relay", consume=role == "consumer")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(threadName)s %(message)s")
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Arena(**json.loads(sys.argv[4])))

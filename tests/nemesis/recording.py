@@ -1,0 +1,93 @@
+"""What a process tells of its sends and acknowledgements, for the story of a message."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from reliable_mq import ReliableMQ
+from reliable_mq.adapter import Adapter, Outcome, Received, Subscription
+from reliable_mq.events import (
+    DuplicateSkipped,
+    Event,
+    MessageDeadLettered,
+    MessageHandled,
+    MessageHeld,
+    MessageRetried,
+)
+from reliable_mq.message import Message
+from tests.sweep.application import History
+
+FACTS: tuple[type[Event], ...] = (
+    DuplicateSkipped,
+    MessageDeadLettered,
+    MessageHandled,
+    MessageHeld,
+    MessageRetried,
+)
+
+
+class Recorder:
+    """Notes sends, deliveries and acknowledgements of one process, and what became durable."""
+
+    def __init__(self, mq: ReliableMQ, folder: Path) -> None:
+        self._history = History(folder)
+        for kind in FACTS:
+            mq.events.subscribe(kind, self._fact)
+        self._watch(mq._runtime.adapter)
+
+    def _fact(self, event: Any) -> None:
+        group = getattr(event, "group", None)
+        attempt = getattr(event, "attempt", None)
+        values = {"id": event.message_id, "group": group, "attempt": attempt}
+        self._history.note(type(event).__name__, **values)
+
+    def _watch(self, adapter: Adapter) -> None:
+        publish, subscribe = adapter.publish, adapter.subscribe
+
+        def recorded_publish(messages: Sequence[Message], timeout: float) -> list[Outcome]:
+            outcomes = publish(messages, timeout)
+            ends = [type(outcome).__name__ for outcome in outcomes]
+            pairs = zip(messages, ends, strict=True)
+            sent = [(number_of(m.body), m.id, m.topic, end) for m, end in pairs]
+            self._history.note("publish", sent=sent)
+            return outcomes
+
+        def recorded_subscribe(*arguments: Any, **options: Any) -> Subscription:
+            subscription = subscribe(*arguments, **options)
+            self._watch_subscription(subscription, str(arguments[1:] or options))
+            return subscription
+
+        adapter.publish = recorded_publish  # type: ignore[method-assign]
+        adapter.subscribe = recorded_subscribe  # type: ignore[method-assign]
+
+    def _watch_subscription(self, subscription: Any, who: str) -> None:
+        receive, ack, release = subscription.receive, subscription.ack, subscription.release
+
+        def recorded_receive(limit: int, timeout: float) -> Any:
+            batch = receive(limit, timeout)
+            self._note("receive", who, batch.deliveries)
+            return batch
+
+        def recorded_ack(deliveries: Sequence[Received]) -> None:
+            ack(deliveries)
+            self._note("ack", who, deliveries)
+
+        def recorded_release(deliveries: Sequence[Received]) -> None:
+            release(deliveries)
+            self._note("release", who, deliveries)
+
+        subscription.receive = recorded_receive
+        subscription.ack = recorded_ack
+        subscription.release = recorded_release
+
+    def _note(self, what: str, who: str, deliveries: Iterable[Received]) -> None:
+        if numbers := [number_of(one.raw.body) for one in deliveries]:
+            self._history.note(what, who=who, numbers=numbers)
+
+
+def number_of(body: bytes) -> int:
+    """Return the number of the job in *body*."""
+    return int(json.loads(body)["number"])

@@ -1,0 +1,116 @@
+"""Whether memory and open handles of long-lived processes grow without bound."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+EVERY = 2.0
+WARM_UP = 0.3
+"""The part of the samples that is left out: imports, pools, caches and arenas fill meanwhile."""
+ENOUGH = 20
+"""Samples without which there is no slope to speak of."""
+MAX_MIB = 48.0
+MAX_HANDLES = 40.0
+"""Growth over the window, by the fitted line, that is called unbounded.
+
+Buffers that fill late (of librdkafka after an outage, of the allocator after a large backlog) are
+of a fixed size and far below 48 MiB, and all pools of a process together hold fewer than 40
+connections. What leaks with every message, fault or reconnection passes any bound if the run is
+long enough: 48 MiB are 350 bytes a message in two hours.
+"""
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One look at a process."""
+
+    at: float
+    mib: float
+    handles: float
+
+
+@dataclass
+class Life:
+    """A process that nobody kills, and all looks at it."""
+
+    name: str
+    pid: int
+    samples: list[Sample] = field(default_factory=list)
+
+    def look(self) -> None:
+        """Add a sample, unless the process is gone."""
+        process = Path("/proc") / str(self.pid)
+        try:
+            pages = int((process / "statm").read_text().split()[1])
+            handles = len(os.listdir(process / "fd"))
+        except FileNotFoundError:
+            return
+        self.samples.append(Sample(time.monotonic(), pages * _PAGE / 2**20, handles))
+
+    @property
+    def window(self) -> list[Sample]:
+        """The samples after the warm-up."""
+        return self.samples[int(len(self.samples) * WARM_UP) :]
+
+    def report(self) -> str:
+        """Return the figures in a line."""
+        window = self.window
+        if len(window) < 2:
+            return f"{self.name}: too short a life to say"
+        hours = (window[-1].at - window[0].at) / 3600
+        return (
+            f"{self.name}: {window[0].mib:.1f} -> {window[-1].mib:.1f} MiB, "
+            f"{growth(window, 'mib'):+.2f} MiB and {growth(window, 'handles'):+.1f} handles "
+            f"(of {window[-1].handles:.0f}) by the fitted line in {hours * 60:.1f} minutes, "
+            f"{growth(window, 'mib') / hours:+.1f} MiB/h"
+        )
+
+    def violations(self) -> list[str]:
+        """Return a line for each figure over its bound."""
+        window = self.window
+        if len(window) < ENOUGH:
+            return []
+        limits = {"mib": MAX_MIB, "handles": MAX_HANDLES}
+        return [
+            f"I9 {self.name}: {what} grew by {growth(window, what):.1f}, more than {limit:g}"
+            for what, limit in limits.items()
+            if growth(window, what) > limit
+        ]
+
+
+def growth(samples: Sequence[Sample], what: str) -> float:
+    """Return how much *what* grew over the *samples*, by the line of least squares."""
+    times = [sample.at - samples[0].at for sample in samples]
+    values = [getattr(sample, what) for sample in samples]
+    middle, mean = sum(times) / len(times), sum(values) / len(values)
+    spread = sum((t - middle) ** 2 for t in times)
+    if not spread:
+        return 0.0
+    slope = sum((t - middle) * (v - mean) for t, v in zip(times, values, strict=True)) / spread
+    return float(slope * times[-1])
+
+
+class Watch:
+    """Looks at the *lives* every few seconds, on a thread of its own, until ``close``."""
+
+    def __init__(self, lives: Sequence[Life]) -> None:
+        self.lives = lives
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="soak")
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._over.wait(EVERY):
+            for life in self.lives:
+                life.look()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._over.set()
+        self._thread.join()

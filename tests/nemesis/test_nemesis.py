@@ -1,0 +1,67 @@
+"""Producers, relays and consumers while everything around them breaks; then the promises hold."""
+
+from __future__ import annotations
+
+import os
+import random
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import OwnServer
+from tests.nemesis.application import Arena
+from tests.nemesis.stories import told
+from tests.nemesis.world import SETTLE, Result, World
+
+SECONDS = float(os.environ.get("RMQ_NEMESIS_SECONDS", "100"))
+SEED = os.environ.get("RMQ_NEMESIS_SEED")
+CHOSEN = (
+    ("sql", "postgresql"),
+    ("kafka", "mariadb"),
+    ("rabbitmq", "sqlite"),
+    ("redis", "postgresql"),
+    ("sql", "mariadb"),
+)
+
+
+@pytest.mark.chaos
+@pytest.mark.slow
+@pytest.mark.timeout(SECONDS + SETTLE + 600)
+@pytest.mark.parametrize(("broker", "database"), CHOSEN)
+def test_whatever_breaks_no_promise_does(
+    broker: str, database: str, own_server: OwnServer, unique: str, tmp_path: Path
+) -> None:
+    seed = random.randrange(1 << 32) if SEED is None else int(SEED)
+    print(f"RMQ_NEMESIS_SEED={seed} RMQ_NEMESIS_SECONDS={SECONDS:g}")
+    place = Arena(
+        cell=f"n{unique[-8:]}", broker_url=broker, database_url=database, folder=str(tmp_path)
+    )
+    with ExitStack() as stack:
+        result = World(stack, place, seed, own_server, database).run(SECONDS)
+    show(result)
+    if result.violations:
+        stories = told(result.violations, result.findings, tmp_path)
+        pytest.fail(f"seed {seed}, more in {tmp_path}:\n{stories}", pytrace=False)
+    not_vacuous(result)
+
+
+def show(result: Result) -> None:
+    truth = result.findings.truth
+    handled = {group: len(numbers) for group, numbers in truth.effects.items()}
+    dead = {group: len(letters) for group, letters in truth.dead.items()}
+    print(f"{len(truth.committed)} messages, handled {handled}, dead letters {dead}")
+    print(f"{len(truth.accepted)} of {len(result.findings.invoked)} published without an error")
+    print(f"{sum(result.faults.values())} faults: {dict(sorted(result.faults.items()))}")
+    print(f"hits of the proxies: {result.hits}; at rest after {result.settled:.1f} s")
+    for life in result.lives:
+        print(life.report())
+    print(f"{len(result.violations)} violations")
+
+
+def not_vacuous(result: Result) -> None:
+    truth = result.findings.truth
+    assert len(truth.accepted) > SECONDS, "less than one message a second was published"
+    assert sum(count for name, count in result.faults.items() if "killed" in name) >= SECONDS / 30
+    assert all(result.hits.values()), "a proxy did nothing"
+    assert truth.replayed, "nothing was replayed"

@@ -1,0 +1,148 @@
+"""What a run has left: read from history and database, in the form that the checks take."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+
+from reliable_mq import ReliableMQ
+from tests.nemesis.application import GROUPS, Arena
+from tests.nemesis.recording import number_of
+from tests.sweep import application as sweep
+from tests.sweep.application import Job
+from tests.sweep.invariants import Letter, Truth, violations
+
+MANY = 1_000_000
+_READ = {"invoke", "ok", "undone", "done", "replay", "call", "fail"}
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The truth, and what of the history the checks of the sweep do not know."""
+
+    truth: Truth
+    undone: frozenset[int]
+    """Numbers of transactions that were rolled back on purpose."""
+    invoked: frozenset[int]
+
+    def violations(self) -> list[str]:
+        """Return a line for everything that must not be."""
+        return [*violations(self.truth), *self._from_nowhere()]
+
+    def _from_nowhere(self) -> Iterator[str]:
+        if both := self.undone & self.truth.committed:
+            yield f"I3: rolled back, and committed all the same: {sorted(both)}"
+        if unknown := self.truth.committed - self.invoked:
+            yield f"I3: nobody published {sorted(unknown)}"
+
+
+def waiting(mq: ReliableMQ) -> int:
+    """Return how many messages are not where they end; a lag that is not told counts as one."""
+    status = mq.status()
+    left = sum(
+        (1 if group.lag is None else group.lag) + group.retries
+        for (topic, name), group in status.groups.items()
+        if name in (*GROUPS, "graves")
+    )
+    return left + status.outbox.pending + status.outbox.held
+
+
+def read(mq: ReliableMQ, arena: Arena) -> Findings:
+    """Read everything."""
+    lines = _by_kind(Path(arena.folder))
+    jobs = {job["number"]: Job(**job) for line in lines["invoke"] for job in line["jobs"]}
+    effects = _effects(mq, arena)
+    for line in lines["done"]:
+        effects["least"].append(line["number"])
+    replayed = {(line["group"], line["number"]) for line in lines["replay"]}
+    truth = Truth(
+        committed=frozenset(_markers(mq, arena)),
+        accepted=_numbers(lines["ok"]),
+        jobs=jobs,
+        bodies={number: job.model_dump_json().encode() for number, job in jobs.items()},
+        effects={group: effects[group] for group in GROUPS},
+        dead=_letters(mq, arena),
+        calls=list(_first_attempts(lines["call"] + lines["fail"], replayed)),
+        waiting=waiting(mq),
+        graves=effects["graves"],
+        replayed=frozenset(number for group, number in replayed if group == "ordered"),
+        may_repeat=frozenset({"least"}),
+    )
+    return Findings(truth, _numbers(lines["undone"]), frozenset(jobs))
+
+
+def _by_kind(folder: Path) -> dict[str, list[Line]]:
+    found: dict[str, list[Line]] = defaultdict(list)
+    for line in history_lines(folder):
+        if line["what"] in _READ:
+            found[line["what"]].append(line)
+    return found
+
+
+def history_lines(folder: Path) -> Iterator[Line]:
+    """Give every line of the history, in the order in which they were written."""
+    with (folder / "history").open() as history:
+        yield from map(json.loads, history)
+
+
+def _numbers(lines: Iterable[Line]) -> frozenset[int]:
+    return frozenset(number for line in lines for number in line["numbers"])
+
+
+def _first_attempts(lines: list[Line], replayed: set[tuple[str, int]]) -> Iterator[Line]:
+    """Give the lines in their order, of the failures of one attempt only the first.
+
+    An attempt is made again where its outcome was not stored. A process that was stopped in the
+    middle may note its failure when another one has stored another's, whose delay is over.
+    Replayed messages begin anew with their attempts.
+    """
+    seen = set()
+    for line in sorted(lines, key=lambda line: float(line["t"])):
+        which = (line["group"], line["number"])
+        if which in replayed:
+            continue
+        if line["what"] == "fail":
+            if (*which, line["attempt"]) in seen:
+                continue
+            seen.add((*which, line["attempt"]))
+        yield line
+
+
+def _markers(mq: ReliableMQ, arena: Arena) -> list[int]:
+    query = select(sweep.marker.c.number).where(sweep.marker.c.cell == arena.cell)
+    with mq.store.engine.connect() as connection:
+        return list(connection.scalars(query))
+
+
+def _effects(mq: ReliableMQ, arena: Arena) -> dict[str, list[int]]:
+    table = sweep.effect.c
+    query = select(table.consumer_group, table.number).where(table.cell == arena.cell)
+    found: dict[str, list[int]] = defaultdict(list)
+    with mq.store.engine.connect() as connection:
+        for group, number in connection.execute(query.order_by(table.id)):
+            found[group].append(number)
+    return found
+
+
+def _letters(mq: ReliableMQ, arena: Arena) -> dict[str, list[Letter]]:
+    found: dict[str, list[Letter]] = {group: [] for group in GROUPS}
+    for letter in mq.dead_letters(arena.cell, limit=MANY):
+        message = letter.message
+        found[letter.group].append(
+            Letter(
+                number=number_of(message.body),
+                attempts=letter.attempts,
+                cause=letter.cause,
+                topic=message.topic,
+                headers=dict(message.headers),
+                body=message.body,
+            )
+        )
+    return found

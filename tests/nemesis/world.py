@@ -1,0 +1,186 @@
+"""Servers, links, processes and schedules of one run, from its beginning to the final look."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sqlalchemy import create_engine, insert, make_url
+
+from reliable_mq import ReliableMQ
+from tests.brokers import Server
+from tests.e2e.brokers import quick
+from tests.nemesis.application import ACCOUNTS, Arena, account, build
+from tests.nemesis.faults import Ourselves, Schedule, Surroundings
+from tests.nemesis.members import Crew
+from tests.nemesis.proxy import Proxy
+from tests.nemesis.rival import Rival
+from tests.nemesis.soak import Life, Watch
+from tests.nemesis.truth import Findings, read, waiting
+from tests.sweep.application import metadata
+from tests.sweep.invariants import missing
+
+Start = Callable[..., Server]
+SETTLE = 300.0
+"""Seconds in which everything must be at rest after the last fault."""
+
+
+@dataclass
+class Result:
+    """What came of a run."""
+
+    findings: Findings
+    violations: list[str]
+    faults: Counter[str]
+    hits: dict[str, int]
+    lives: list[Life]
+    settled: float
+    """Seconds from the end of the faults until nothing waited any more."""
+
+
+class World:
+    """Everything there is in one run."""
+
+    def __init__(self, stack: ExitStack, place: Arena, seed: int, start: Start, database: str):
+        self._stack = stack
+        self._seed = seed
+        self.servers: dict[str, Server] = {}
+        self.proxies: dict[str, Proxy] = {}
+        self._folder = Path(place.folder)
+        direct_database, database_url = self._database(database, start)
+        direct_broker, broker_url = self._broker(place.broker_url, start)
+        self._arena = replace(place, broker_url=broker_url, database_url=database_url)
+        self.direct = replace(place, broker_url=direct_broker, database_url=direct_database)
+
+    # --- servers and links ----------------------------------------------------------------------
+
+    def _database(self, kind: str, start: Start) -> tuple[str, str]:
+        """Return its URL, and that of the link to it: of a file they are the same."""
+        if kind == "sqlite":
+            url = f"sqlite:///{self._folder / 'store.db'}"
+            return url, url
+        server = self.servers["database"] = start(kind)
+        proxy = self._proxy("database")
+        proxy.start(make_url(server.url).port or 0)
+        return server.url, _through(proxy, server.url)
+
+    def _broker(self, kind: str, start: Start) -> tuple[str, str]:
+        if kind == "sql":
+            return "sql://", "sql://"
+        proxy = self._proxy("broker")
+        server = self.servers["broker"] = start(kind, _settings(kind, proxy))
+        url = quick(kind, server.url)
+        proxy.start(make_url(server.url).port or 0)
+        return url, _through(proxy, url)
+
+    def _proxy(self, name: str) -> Proxy:
+        proxy = self.proxies[name] = Proxy(random.Random(f"{self._seed} proxy {name}"))
+        self._stack.callback(proxy.close)
+        return proxy
+
+    # --- a run ----------------------------------------------------------------------------------
+
+    def run(self, seconds: float) -> Result:
+        """Let it all happen for *seconds*, heal everything, wait for rest, look."""
+        mq = self._stack.enter_context(build(self.direct))
+        self._make_tables()
+        mq.declare()
+        crew = Crew(self._arena, self._seed)
+        self._stack.callback(crew.close)
+        crew.start()
+        rival = Rival(self.direct.database_url, mq, random.Random(f"{self._seed} rival"))
+        self._stack.callback(rival.close)
+        lives = [Life(one.role, one.pid) for one in crew.members if one.spared]
+        schedules: list[Schedule] = [
+            Surroundings(self._seed, self._folder, self.servers, self.proxies),
+            Ourselves(self._seed, self._folder, crew, rival),
+        ]
+        with _watched(lives), _under(schedules):
+            threading.Event().wait(seconds)
+        violations = [line for schedule in schedules for line in schedule.violations]
+        return self._look(mq, crew, lives, schedules, violations)
+
+    def _look(
+        self,
+        mq: ReliableMQ,
+        crew: Crew,
+        lives: list[Life],
+        schedules: list[Schedule],
+        violations: list[str],
+    ) -> Result:
+        violations += crew.stop("producer", "replayer")
+        healed = time.monotonic()
+        self._settle(mq)
+        settled = time.monotonic() - healed
+        violations += crew.stop("relay", "consumer")
+        # Now, for what is delivered and not acknowledged goes back to the broker and shows there.
+        findings = read(mq, self.direct)
+        violations += findings.violations()
+        violations += [line for life in lives for line in life.violations()]
+        return Result(
+            findings=findings,
+            violations=violations,
+            faults=sum((schedule.done for schedule in schedules), Counter()),
+            hits={name: proxy.hits for name, proxy in self.proxies.items()},
+            lives=lives,
+            settled=settled,
+        )
+
+    def _settle(self, mq: ReliableMQ) -> None:
+        """Wait until nothing waits and nothing is missing; the checks say what then still is."""
+        deadline = time.monotonic() + SETTLE
+        while time.monotonic() < deadline:
+            if not waiting(mq) and not missing(read(mq, self.direct).truth):
+                return
+            threading.Event().wait(0.5)
+        print(f"not at rest after {SETTLE:g} s: {mq.status()}")
+
+    def _make_tables(self) -> None:
+        engine = create_engine(self.direct.database_url)
+        metadata.create_all(engine)
+        with engine.begin() as connection:
+            for number in range(ACCOUNTS):
+                row = insert(account).values(id=number + 1, consumer_group="batch", handled=0)
+                connection.execute(row)
+        engine.dispose()
+
+
+def _through(proxy: Proxy, url: str) -> str:
+    before, _, rest = url.partition("127.0.0.1:")
+    return f"{before}127.0.0.1:{proxy.port}{rest.lstrip('0123456789')}"
+
+
+def _settings(kind: str, proxy: Proxy) -> dict[str, str] | None:
+    """Kafka's clients go where the broker says that it is."""
+    if kind != "kafka":
+        return None
+    return {"advertised.listeners": f"PLAINTEXT://127.0.0.1:{proxy.port}"}
+
+
+@contextmanager
+def _watched(lives: list[Life]) -> Iterator[None]:
+    watch = Watch(lives)
+    try:
+        yield
+    finally:
+        watch.close()
+
+
+@contextmanager
+def _under(schedules: list[Schedule]) -> Iterator[None]:
+    """Both schedules run; at the end everything is healed."""
+    for schedule in schedules:
+        schedule.start()
+    try:
+        yield
+    finally:
+        for schedule in schedules:
+            schedule.over.set()
+        for schedule in schedules:
+            schedule.stop()
