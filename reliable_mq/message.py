@@ -155,7 +155,13 @@ def _name(type_: Any) -> str:
     return getattr(type_, "__name__", None) or str(type_)
 
 
+_NAMEABLE = 1000
+"""Problems of a body up to which they are looked at: as a list they take 500 times its memory."""
+
+
 def _explain(type_: Any, error: ValidationError) -> str:
+    if error.error_count() > _NAMEABLE:
+        return f"the body is not a valid {_name(type_)}: it has {error.error_count()} problems"
     # The offending input stays out: error texts are logged and stored, bodies are not.
     problems = error.errors(include_url=False, include_input=False)
     shown = "; ".join(f"{_place(problem['loc'])}: {_text(problem)}" for problem in problems[:5])

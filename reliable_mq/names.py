@@ -15,6 +15,9 @@ MAX_MESSAGE_ID_BYTES = 255
 
 MAX_KEY_BYTES = 1024
 
+MAX_HEADER_NAME_BYTES = 255
+"""AMQP's limit for a header's name."""
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]+")
 _GROUP = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")

@@ -27,15 +27,18 @@ from reliable_mq.message import (
     type_adapter,
 )
 from reliable_mq.names import (
+    MAX_HEADER_NAME_BYTES,
     MAX_KEY_BYTES,
     MAX_MESSAGE_ID_BYTES,
     check_topic,
     has_control_characters,
 )
-from reliable_mq.wire import TRACEPARENT, encode_headers, is_reserved
-
-_MAX_SHORT_BYTES = 255
-"""Bytes of a header's name (AMQP's short strings) and of a content type."""
+from reliable_mq.wire import (
+    MAX_CONTENT_TYPE_BYTES,
+    TRACEPARENT,
+    encode_headers,
+    is_reserved,
+)
 
 _TRACEPARENT_BYTES = len(TRACEPARENT) + 55
 
@@ -197,7 +200,7 @@ def _key(value: str) -> str:
 
 
 def _content_type(value: str) -> str:
-    return _identifier("content_type", value, _MAX_SHORT_BYTES)
+    return _identifier("content_type", value, MAX_CONTENT_TYPE_BYTES)
 
 
 def _identifier(what: str, value: str, limit: int) -> str:
@@ -225,7 +228,7 @@ def _shown(value: str) -> str:
 
 def _headers(headers: Mapping[str, HeaderValue]) -> Mapping[str, HeaderValue]:
     for name, value in headers.items():
-        _identifier("the header name", name, _MAX_SHORT_BYTES)
+        _identifier("the header name", name, MAX_HEADER_NAME_BYTES)
         if is_reserved(name):
             raise InvalidMessageError(
                 f"the header {name!r} is the library's own: use another name, or the argument "

@@ -27,7 +27,10 @@ _EXTRAS = {
 
 
 def scheme_of(url: str) -> str:
-    """Return the scheme of *url* in lower case; raise ``ConfigurationError`` without one."""
+    """Return the scheme of *url* in lower case.
+
+    Raises ``ConfigurationError`` without one, and for bytes of an environment that are no UTF-8.
+    """
     scheme, separator, _ = url.partition("://")
     if not separator or not _SCHEME.fullmatch(scheme):
         # As if it had one, so that a password is found where only the scheme was forgotten.
@@ -36,6 +39,12 @@ def scheme_of(url: str) -> str:
             f"broker_url {shown!r} has no scheme; "
             "write for example sql:// or kafka://localhost:9092"
         )
+    try:
+        url.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(
+            f"broker_url {redact_url(url)!r} holds bytes that are no UTF-8: percent-encode them"
+        ) from None
     return scheme.lower()
 
 

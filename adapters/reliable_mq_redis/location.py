@@ -38,6 +38,9 @@ _SCHEMES = {
 }
 
 
+_MOST_DIGITS = 9
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Location:
     """What a URL says of the servers; ``query`` is left to the options."""
@@ -101,9 +104,14 @@ def _address(url: str, text: str, default: int) -> Address:
         port = rest.removeprefix(":")
     else:
         host, _, port = text.partition(":")
-    if not host or (port and not port.isdecimal()) or not 0 < int(port or default) < 65536:
+    if not host or (port and not _is_number(port)) or not 0 < int(port or default) < 65536:
         raise _wrong(url, f"has {text!r} where host or host:port is expected")
     return Address(host, int(port or default))
+
+
+def _is_number(text: str) -> bool:
+    # int() refuses thousands of digits with an error that names no setting.
+    return text.isdecimal() and len(text) <= _MOST_DIGITS
 
 
 def _path(url: str, kind: Kind, path: str) -> tuple[str | None, int]:
@@ -115,7 +123,7 @@ def _path(url: str, kind: Kind, path: str) -> tuple[str | None, int]:
             )
     else:
         service = None
-    if path and not path.isdecimal():
+    if path and not _is_number(path):
         raise _wrong(url, f"has {path!r} where the number of the database is expected")
     if kind is Kind.CLUSTER and int(path or 0):
         raise _wrong(url, f"asks for database {path}: a cluster has database 0 only")

@@ -12,7 +12,10 @@ from reliable_mq.message import Message
 from reliable_mq.names import MAX_KEY_BYTES, MAX_MESSAGE_ID_BYTES, has_control_characters
 from reliable_mq.store.codec import pack_pairs, unpack_pairs
 from reliable_mq.store.times import from_micros, to_micros
-from reliable_mq.wire import MAX_CONTENT_TYPE_BYTES, RawMessage, header_bytes
+from reliable_mq.wire import MAX_CONTENT_TYPE_BYTES, RawHeaders, RawMessage, header_bytes
+
+UNDECODED = "sql-undecoded"
+"""The header under which a column of headers is kept that cannot be read."""
 
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -80,14 +83,32 @@ def select_messages(log: Table) -> Select[Any]:
 
 
 def to_raw(row: Row[Any], topic: str, partition: int) -> RawMessage:
-    """Return the received message of a row."""
+    """Return the received message of a row, whoever wrote it. Never raises."""
     return RawMessage(
         topic=topic,
         body=bytes(row.body),
-        headers=unpack_pairs(bytes(row.headers)),
+        headers=_headers(bytes(row.headers)),
         key=None if row.message_key is None else bytes(row.message_key),
         position=f"{topic}/{partition}/{row.log_offset}",
         native_id=row.message_id,
         native_content_type=row.content_type,
-        native_time=from_micros(row.message_time),
+        native_time=_time(row.message_time),
     )
+
+
+def _headers(packed: bytes) -> RawHeaders:
+    try:
+        pairs = unpack_pairs(packed)
+        for name, _ in pairs:
+            name.encode()
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
+        # An error would come again with the row, for ever, and hold up those behind it.
+        return [(UNDECODED, packed)]
+    return pairs
+
+
+def _time(micros: int) -> datetime | None:
+    try:
+        return from_micros(micros)
+    except OverflowError:
+        return None

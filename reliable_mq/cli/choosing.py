@@ -9,13 +9,23 @@ import typer
 
 from reliable_mq.cli.output import fail, say, with_progress
 
-Id = Annotated[int | None, typer.Argument(metavar="ID", help="As ls shows it.")]
-OneId = Annotated[int, typer.Argument(metavar="ID", help="As ls shows it.")]
+_BEYOND = 1 << 63
+"""The first number that no database takes as an integer."""
+
+
+def _storable(value: int | None) -> int | None:
+    if value is not None and abs(value) >= _BEYOND:
+        raise typer.BadParameter("the number is too large")
+    return value
+
+
+Id = Annotated[int | None, typer.Argument(metavar="ID", help="As ls shows it.", callback=_storable)]
+OneId = Annotated[int, typer.Argument(metavar="ID", help="As ls shows it.", callback=_storable)]
 All = Annotated[bool, typer.Option("--all", help="All of them, or all that the options name.")]
 TopicOption = Annotated[str | None, typer.Option("--topic", help="Only of this topic.")]
 GroupOption = Annotated[str | None, typer.Option("--group", help="Only of this group.")]
-Limit = Annotated[int, typer.Option(min=1, help="Show so many at most.")]
-After = Annotated[int | None, typer.Option(help="Only those with a higher id.")]
+Limit = Annotated[int, typer.Option(min=1, help="Show so many at most.", callback=_storable)]
+After = Annotated[int | None, typer.Option(help="Only those with a higher id.", callback=_storable)]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Json = Annotated[bool, typer.Option("--json", help="For machines.")]
 

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from reliable_mq.cli import dlq, doctor, outbox, schema, serving
 from reliable_mq.cli.choosing import Json
-from reliable_mq.cli.output import fail, print_json, say, show_status
+from reliable_mq.cli.output import fail, print_json, say, show_status, visible
 from reliable_mq.cli.targets import AppOption, open_target
 from reliable_mq.errors import ReliableMQError
 from reliable_mq.settings import NESTING, PREFIX, Settings
@@ -20,6 +20,13 @@ from reliable_mq.settings import NESTING, PREFIX, Settings
 
 class Group(TyperGroup):
     """Turns what a person can mend into one line and exit code 1; anything else is a bug."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Refuse, as wrong usage, bytes that are no text: no database would take them."""
+        for argument in args:
+            if not _is_text(argument):
+                raise typer.BadParameter(f"{visible(argument)} is no text in UTF-8")
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
         """Run the command that was named."""
@@ -33,6 +40,14 @@ class Group(TyperGroup):
             fail(_invalid_settings(error))
         except DBAPIError as error:
             fail(f"the database: {error.orig}")
+
+
+def _is_text(argument: str) -> bool:
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _invalid_settings(error: ValidationError) -> str:

@@ -36,7 +36,7 @@ def load(name: str) -> ReliableMQ:
     What its module or factory raises passes through: it is the application's own.
     """
     module_name, colon, attribute = name.partition(":")
-    if not colon or not module_name or not attribute:
+    if not colon or not all(module_name.split(".")) or not attribute:
         raise typer.BadParameter(f"{name!r} is not of the form module:attr")
     found = _import(module_name)
     for part in attribute.split("."):

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, select
 
 from reliable_mq.message import HeaderValue, Message, new_message_id
+from reliable_mq.names import MAX_HEADER_NAME_BYTES
 from reliable_mq.settings import Settings
 from reliable_mq.store import outbox
 from reliable_mq.store.dead_letters import DeadLetters
 from reliable_mq.store.inbox import Inbox
 from reliable_mq.store.retries import Retries, Waiting
+from reliable_mq.store.texts import clean
 from reliable_mq.store.times import from_micros
 from reliable_mq.wire import (
     ORIGIN_ATTEMPTS,
@@ -33,10 +35,11 @@ from reliable_mq.wire import (
 if TYPE_CHECKING:
     from reliable_mq.store import Store
 
-_ROOM_FOR_OURS = 2048
+_ROOM_FOR_OURS = 2560
 """Bytes kept free for the headers that name a dead letter's origin and the message itself."""
 
 _CAUSE_ON_THE_WIRE = 1024
+"""Bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,12 +161,14 @@ def _may_travel_on(name: str) -> bool:
 
 def _fits(headers: dict[str, HeaderValue], settings: Settings) -> bool:
     size = sum(len(name) + len(header_bytes(value)) for name, value in headers.items())
+    # A name that came as bytes of no text is longer now that it is one.
+    if any(len(name.encode()) > MAX_HEADER_NAME_BYTES for name in headers):
+        return False
     return (
         len(headers) + 12 <= settings.max_header_count
         and size + _ROOM_FOR_OURS + _CAUSE_ON_THE_WIRE <= settings.max_header_bytes
     )
 
 
-def _one_line(text: str, limit: int) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= limit else line[: limit - 3] + "..."
+def _one_line(text: str, max_bytes: int) -> str:
+    return clean(" ".join(text.split()), max_bytes)

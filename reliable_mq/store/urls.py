@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from pathlib import Path
+from urllib.parse import unquote
 
 from sqlalchemy import URL, Dialect, Engine, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
@@ -36,6 +37,7 @@ def parse_url(text: str) -> URL:
     Raises ``ConfigurationError`` for what is no database URL or no database a store can live in.
     """
     try:
+        _check_text(text)
         url = make_url(text)
     except (ArgumentError, ValueError):
         # As if it had a scheme, so that a password is found where only that was forgotten.
@@ -48,6 +50,13 @@ def parse_url(text: str) -> URL:
     if "+" not in url.drivername and family != "sqlite":
         url = url.set(drivername=f"{url.drivername}+{_SYNC_DRIVER[family]}")
     return url
+
+
+def _check_text(text: str) -> None:
+    """Raise ``ValueError`` for bytes of an environment that are no text, and for NUL."""
+    text.encode()
+    if "\0" in unquote(text):
+        raise ValueError
 
 
 def family_of(url: URL) -> str:
