@@ -152,7 +152,7 @@ class GroupConsumer:
             elif self._batches is not None:
                 results = self._batches.process(work.items)
             else:
-                self._work_on_items(work.items, results)
+                self._work_on_items(work, results)
         except Exception:
             # Ours, not the handler's: nothing was decided, and it must not spin.
             log.exception("%s/%s: a worker failed", self.spec.topic, self.spec.group)
@@ -165,11 +165,12 @@ class GroupConsumer:
                 self._store_down = any(isinstance(r, Again) and r.store_down for _, r in results)
             self.scheduler.finish(work, results)
 
-    def _work_on_items(self, items: Sequence[Item], results: list[tuple[Item, Result]]) -> None:
+    def _work_on_items(self, work: Work, results: list[tuple[Item, Result]]) -> None:
         until = time.monotonic() + SLICE
         stopped_keys: dict[str, Again] = {}
-        for item in items:
-            if self.scheduler.stopped or (results and time.monotonic() > until):
+        while not results or time.monotonic() <= until:
+            item = self.scheduler.begin(work)
+            if item is None:
                 return
             key = item.message.key if self.spec.ordered else None
             if key is not None and key in stopped_keys:

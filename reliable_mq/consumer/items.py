@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, TypeAlias
@@ -108,8 +108,18 @@ Result: TypeAlias = Ended | Again
 
 @dataclass(slots=True)
 class Work:
-    """What one worker takes at a time: deliveries in order, or one retry row."""
+    """What one worker takes at a time: deliveries in order, or one retry row.
 
-    items: Sequence[Item] = ()
+    ``begun`` is how many of the deliveries it has begun with; from the others an idle worker may
+    take some away. ``keys`` are those that nobody else works on meanwhile.
+    """
+
+    items: list[Item] = field(default_factory=list)
     waiting: Waiting | None = None
-    keys: Sequence[str] = ()
+    keys: list[str] = field(default_factory=list)
+    begun: int = 0
+
+    @property
+    def left(self) -> int:
+        """How many deliveries were not begun."""
+        return len(self.items) - self.begun

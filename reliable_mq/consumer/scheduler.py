@@ -40,6 +40,7 @@ class Scheduler:
         self._live: dict[int, Item] = {}
         self._finished: list[Received] = []
         self._working = 0
+        self._in_hand: dict[int, Work] = {}
         self._bytes = 0
         self._stopped = False
         self.finished_event = threading.Event()
@@ -215,10 +216,46 @@ class Scheduler:
             keys.append(key)
             while queue and len(items) < limit:
                 items.append(queue.popleft())
-        if not items:
+        work = Work(items, keys=keys) if items else self._take_away()
+        if work is None:
             return None
         self._working += 1
-        return Work(items=items, keys=keys)
+        if self._transaction_size == 1:
+            self._in_hand[id(work)] = work
+        return work
+
+    def begin(self, work: Work) -> Item | None:
+        """Return the next delivery of *work* that is still to be handled; None without one."""
+        with self._changed:
+            while not self._stopped and work.left:
+                item = work.items[work.begun]
+                work.begun += 1
+                if id(item) in self._live:
+                    return item
+            return None
+
+    def _take_away(self) -> Work | None:
+        """Take half of what another worker has not begun: its handler may be at it for long."""
+        begun = [work for work in self._in_hand.values() if work.begun and work.left]
+        for work in sorted(begun, key=lambda one: one.left, reverse=True):
+            start = self._boundary(work)
+            if start < len(work.items):
+                items, work.items[start:] = work.items[start:], []
+                moved = {self._key(item) for item in items}
+                keys = [key for key in work.keys if key in moved]
+                work.keys = [key for key in work.keys if key not in moved]
+                return Work(items, keys=keys)
+        return None
+
+    def _boundary(self, work: Work) -> int:
+        """Return where the second half begins, or the first key after that, or the end."""
+        start = work.begun + work.left // 2
+        while start < len(work.items):
+            key = self._key(work.items[start])
+            if key is None or key != self._key(work.items[start - 1]):
+                break
+            start += 1
+        return start
 
     def _share(self) -> int:
         if self._transaction_size > 1:
@@ -246,6 +283,7 @@ class Scheduler:
         unbegun = [(item, 0.0) for item in work.items if id(item) not in known]
         with self._changed:
             self._working -= 1
+            self._in_hand.pop(id(work), None)
             if work.waiting is not None:
                 self._retries_known.discard(work.waiting.seq)
             for item in ended:

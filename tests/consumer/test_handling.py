@@ -393,6 +393,28 @@ def test_a_row_that_ended_after_it_was_read_is_not_handled_again(
     assert calls == [1, 2]
 
 
+def test_a_handler_that_takes_long_holds_up_no_message_while_a_worker_is_idle(
+    mq: ReliableMQ, harness: Enter
+) -> None:
+    done: list[int] = []
+    others = threading.Event()
+
+    @mq.handler("orders", guarantee="at-least-once", concurrency=2)
+    def handle(order: Order) -> None:
+        if order.id == 0:
+            assert others.wait(30), done
+        done.append(order.id)
+        if len(done) == 40:
+            others.set()
+
+    h = harness()
+    with mq.transaction():
+        for number in range(41):
+            mq.publish("orders", {"id": number})
+    assert h.run(through=1).handled == 41
+    assert sorted(done) == list(range(41))
+
+
 def test_at_least_once_with_a_session_commits_after_the_handler(
     mq: ReliableMQ, harness: Enter, seen: Seen
 ) -> None:

@@ -62,6 +62,76 @@ def test_without_order_all_workers_share_what_waits() -> None:
     assert take(queue) == [5, 6, 7, 8, 9]
 
 
+def test_an_idle_worker_takes_half_of_what_a_busy_one_has_not_begun() -> None:
+    queue = scheduler(ordered=False, concurrency=2)
+    queue.put([item(n) for n in range(8)])
+    slow, _ = queue.try_take()
+    quick, _ = queue.try_take()
+    assert slow is not None
+    assert quick is not None
+    assert queue.begin(slow) is slow.items[0]
+    queue.finish(quick, [(one, Ended.HANDLED) for one in quick.items])
+    assert [take(queue), take(queue), take(queue)] == [[2, 3], [1], []]
+    assert queue.begin(slow) is None
+    queue.finish(slow, [(slow.items[0], Ended.HANDLED)])
+    acknowledged = [received.receipt for received in queue.take_finished()]
+    assert acknowledged == [4, 5, 6, 7, 0]
+
+
+def test_nothing_is_taken_from_a_worker_that_has_begun_nothing() -> None:
+    queue = scheduler(ordered=False, concurrency=1)
+    queue.put([item(n) for n in range(4)])
+    assert take(queue) == [0, 1, 2, 3]
+    assert take(queue) == []
+
+
+def test_only_whole_keys_are_taken_from_a_busy_worker() -> None:
+    queue = scheduler(concurrency=1)
+    queue.put([item(1, "a"), item(2, "b"), item(3, "a"), item(4, "b"), item(5, "a")])
+    slow, _ = queue.try_take()
+    assert slow is not None
+    assert numbers(slow.items) == [1, 3, 5, 2, 4]
+    queue.begin(slow)
+    quick, _ = queue.try_take()
+    assert quick is not None
+    assert numbers(quick.items) == [2, 4]
+    queue.put([item(6, "a"), item(7, "b")])
+    assert take(queue) == []
+    queue.finish(quick, [(one, Ended.HANDLED) for one in quick.items])
+    assert take(queue) == [7]
+    assert [numbers([queue.begin(slow)]), numbers([queue.begin(slow)])] == [[3], [5]]
+    queue.finish(slow, [(one, Ended.HANDLED) for one in slow.items])
+    assert take(queue) == [6]
+
+
+def test_a_key_whose_next_delivery_waits_for_a_retry_is_not_taken_apart() -> None:
+    queue = scheduler(concurrency=1)
+    queue.put([item(1, "a"), item(2, "a"), item(3, "a")])
+    slow, _ = queue.try_take()
+    assert slow is not None
+    queue.begin(slow)
+    assert take(queue) == []
+    queue.finish(slow, [(slow.items[0], Again(0.0))])
+    assert take(queue) == [1, 2, 3]
+
+
+def test_what_was_lost_before_it_was_begun_is_not_handled() -> None:
+    queue = scheduler(concurrency=1, ordered=False)
+    queue.put([item(1, partition="p"), item(2, partition="q"), item(3, partition="p")])
+    work, _ = queue.try_take()
+    assert work is not None
+    assert queue.drop([Lost("p", 1)]) == 2
+    assert queue.begin(work) is work.items[1]
+    assert queue.begin(work) is None
+
+
+def test_a_batch_stays_together() -> None:
+    queue = scheduler(ordered=False, concurrency=2, transaction_size=4)
+    queue.put([item(n) for n in range(4)])
+    assert take(queue) == [0, 1, 2, 3]
+    assert take(queue) == []
+
+
 def test_what_ended_is_handed_out_for_acknowledgement_once() -> None:
     queue = scheduler()
     queue.put([item(1, "a")])

@@ -13,7 +13,8 @@ from tests.e2e.conftest import MakeMQ
 from tests.e2e.shop import Order, leave
 
 
-@pytest.mark.parametrize("kind", ["sql", "redis", "rabbitmq"], indirect=True)
+# On Redis the second publish of an id adds nothing.
+@pytest.mark.parametrize("kind", ["sql", "kafka", "rabbitmq"], indirect=True)
 def test_trap_05_a_duplicate_is_acknowledged_and_does_not_come_again(
     make_mq: MakeMQ, seen: Callable[[], list[str]], unique: str
 ) -> None:

@@ -46,7 +46,9 @@ def test_trap_08_a_living_handler_keeps_its_entry_longer_than_a_lease(
 ) -> None:
     # Where the inbox would hide a second call.
     mq = build_mq(guarantee="at-least-once")
-    slow = start_program(E2E_GUARANTEE="at-least-once")
+    slow = start_program(
+        E2E_GUARANTEE="at-least-once", RELIABLE_MQ_CONSUMER__IDLE_IN_TRANSACTION="60"
+    )
     mq.publish_direct(unique, Task(number=1, gate="slow"), timeout=30)
     until(lambda: folder.notes("gate", pid=slow.pid), slow.said)
     folder.ignore_gates()
