@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
 from sqlalchemy import Engine, text
 
 from reliable_mq import ReliableMQ
+from tests.e2e.brokers import Broker
 from tests.e2e.conftest import MakeMQ
 from tests.e2e.program import Task
 
@@ -16,7 +19,7 @@ Seen = Callable[[], list[str]]
 
 
 def publish(mq: ReliableMQ, topic: str, *, size: int = 0) -> None:
-    """Number 1, of twice *size* characters, is the one in trouble; 0 to 2 have one key, 3 another."""
+    """Number 1, of twice *size* characters, is in trouble; 0 to 2 have one key, 3 another."""
     with mq.transaction():
         for number, key in enumerate(("a", "a", "a", "b")):
             # Nothing that compresses: the broker weighs what it is sent.
@@ -34,10 +37,12 @@ def check(mq: ReliableMQ, seen: Seen) -> None:
 
 @pytest.mark.parametrize("kind", ["kafka"], indirect=True)
 def test_trap_11_a_message_too_large_for_its_topic_stops_its_key_and_no_other(
-    build_mq: MakeMQ, seen: Seen, unique: str
+    broker: Broker, build_mq: MakeMQ, seen: Seen, unique: str
 ) -> None:
+    small = NewTopic(unique, num_partitions=1, config={"max.message.bytes": "2000"})
+    client = AdminClient({"bootstrap.servers": urlsplit(broker.url).netloc})
+    client.create_topics([small])[unique].result(60)
     mq = build_mq()
-    mq.topic(unique, Task, options={"max.message.bytes": 2000})
     publish(mq, unique, size=5000)
     check(mq, seen)
 
