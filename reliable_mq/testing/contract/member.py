@@ -3,8 +3,9 @@
 Run as ``python -m reliable_mq.testing.contract.member``.
 
 The first line of standard input says what to join, each further line is a command: ``ack``
-(everything ever received, lost or not), ``close``. The end of the input ends the process, so
-that it never outlives the test. What happens is written to a history file: ``ready``,
+(everything ever received, lost or not), ``stop, then ack`` (the same, as the first thing it does
+when it goes on after a SIGSTOP), ``close``. The end of the input ends the process, so that it
+never outlives the test. What happens is written to a history file: ``ready``,
 ``deliver``, ``lost``, ``ack``, ``error``, ``closed``.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 from dataclasses import asdict, dataclass, field
@@ -110,7 +112,9 @@ class Member:
             return None
 
     def _serve(self, command: str | None) -> None:
-        if command == "ack":
+        if command == "stop, then ack":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if command in ("ack", "stop, then ack"):
             self._ack_everything()
         lost = len(self._reader.lost)
         deliveries = self._reader.step()

@@ -57,6 +57,12 @@ class MemberProcess:
         self._write(text + "\n")
         self._wait(lambda: len(self.events(answer)) > before, f"the answer to {text!r}", meanwhile)
 
+    def go_on_with_ack(self, *, meanwhile: Callable[[], object]) -> None:
+        """SIGCONT after :meth:`stop_before_ack`; returns when it has acknowledged."""
+        before = len(self.events("ack"))
+        self.resume()
+        self._wait(lambda: len(self.events("ack")) > before, "its acknowledgements", meanwhile)
+
     def kill(self) -> None:
         """SIGKILL; returns when it is dead. Harmless when it is dead already."""
         self._process.kill()
@@ -67,6 +73,12 @@ class MemberProcess:
     def stop(self) -> None:
         """SIGSTOP: it holds what it holds, its connections stay open, it renews nothing."""
         self._process.send_signal(signal.SIGSTOP)
+
+    def stop_before_ack(self) -> None:
+        """The same; what it does first when it goes on is to acknowledge all it ever received."""
+        self._write("stop, then ack\n")
+        # Also where it has ended: then there is nothing to wait for.
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """SIGCONT."""
