@@ -81,7 +81,8 @@ def build(arena: Arena) -> ReliableMQ:
     def together(job: Job, session: Session, delivery: Delivery) -> None:
         with attempt(job, delivery):
             sweep._leave(session, arena, "batch", job)
-            session.execute(_counted(job))
+            for one in (job.number, job.number // ACCOUNTS):
+                session.execute(_counted(one))
 
     @mq.handler(jobs, group="async", concurrency=4)
     async def on_the_loop(job: Job, session: AsyncSession, delivery: Delivery) -> None:
@@ -102,6 +103,6 @@ def build(arena: Arena) -> ReliableMQ:
     return mq
 
 
-def _counted(job: Job) -> Update:
-    mine = account.c.id == 1 + job.number % ACCOUNTS
+def _counted(number: int) -> Update:
+    mine = account.c.id == 1 + number % ACCOUNTS
     return update(account).where(mine).values(handled=account.c.handled + 1)

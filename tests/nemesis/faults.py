@@ -136,7 +136,7 @@ class Ourselves(Schedule):
             "producer stopped": lambda: self._stop("producer"),
             "consumer replaced": self._replace,
             "rebalance storm": self._storm,
-            "rival": lambda: self._rival.harass(self.rng.uniform(2.0, 5.0), self.over),
+            "rival": lambda: self._rival.harass(self.rng.uniform(3.0, 8.0), self.over),
         }
 
     def _chosen(self, role: str) -> Member:

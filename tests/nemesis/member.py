@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -20,6 +21,12 @@ from tests.nemesis.replaying import replay
 WORK = {"producer": produce, "replayer": replay}
 
 
+def end_with_the_test() -> None:
+    """Die when the other end of our input closes: the test is gone, however it went."""
+    os.read(0, 1)
+    os._exit(1)
+
+
 def main(role: str, life: int, seed: int, arena: Arena) -> None:
     """Be that process until SIGTERM."""
     with build(arena) as mq:
@@ -33,5 +40,6 @@ def main(role: str, life: int, seed: int, arena: Arena) -> None:
 
 
 if __name__ == "__main__":
+    threading.Thread(target=end_with_the_test, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(threadName)s %(message)s")
     main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Arena(**json.loads(sys.argv[4])))

@@ -79,6 +79,8 @@ class Crew:
         self._lives = itertools.count(1)
         self._lock = threading.Lock()
         self._every: list[subprocess.Popen[bytes]] = []
+        # Nothing is ever written to it. Its end tells members that the test is gone.
+        self._until_we_end, self._ours = os.pipe()
         self.members: list[Member] = []
 
     @property
@@ -102,7 +104,9 @@ class Crew:
             arena = json.dumps(asdict(self._arena))
             command = [sys.executable, str(SCRIPT), role, str(life), str(self._seed), arena]
             environment = {n: v for n, v in os.environ.items() if n != "RMQ_CRASH"}
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+            process = subprocess.Popen(
+                command, stdin=self._until_we_end, stdout=log, stderr=log, env=environment
+            )
             self._every.append(process)
             return process
 
@@ -126,3 +130,5 @@ class Crew:
             if process.poll() is None:
                 process.kill()
             process.wait()
+        os.close(self._ours)
+        os.close(self._until_we_end)

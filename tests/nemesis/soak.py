@@ -11,17 +11,18 @@ from pathlib import Path
 
 EVERY = 2.0
 WARM_UP = 0.3
-"""The part of the samples that is left out: imports, pools, caches and arenas fill meanwhile."""
+WARM_UP_SECONDS = 45.0
+"""That part of a life, and so much at least, is left out: pools, caches and arenas fill then."""
 ENOUGH = 20
 """Samples without which there is no slope to speak of."""
 MAX_MIB = 48.0
-MAX_HANDLES = 40.0
+MAX_HANDLES = 150.0
 """Growth over the window, by the fitted line, that is called unbounded.
 
 Buffers that fill late (of librdkafka after an outage, of the allocator after a large backlog) are
-of a fixed size and far below 48 MiB, and all pools of a process together hold fewer than 40
-connections. What leaks with every message, fault or reconnection passes any bound if the run is
-long enough: 48 MiB are 350 bytes a message in two hours.
+of a fixed size and far below 48 MiB. Pools and clients of a process hold up to about 110 handles,
+and let go of them when a server is gone. What leaks with every message, fault or reconnection
+passes any bound if the run is long enough: 48 MiB are 400 bytes a message in two hours.
 """
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -56,7 +57,11 @@ class Life:
     @property
     def window(self) -> list[Sample]:
         """The samples after the warm-up."""
-        return self.samples[int(len(self.samples) * WARM_UP) :]
+        if not self.samples:
+            return []
+        first, last = self.samples[0].at, self.samples[-1].at
+        begin = first + max((last - first) * WARM_UP, WARM_UP_SECONDS)
+        return [sample for sample in self.samples if sample.at >= begin]
 
     def report(self) -> str:
         """Return the figures in a line."""

@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import OwnServer
 from tests.nemesis.application import Arena
+from tests.nemesis.proxy import Trouble
 from tests.nemesis.stories import told
 from tests.nemesis.world import SETTLE, Result, World
 
@@ -23,6 +24,8 @@ CHOSEN = (
     ("redis", "postgresql"),
     ("sql", "mariadb"),
 )
+
+LINKS = tuple(trouble.value for trouble in Trouble)
 
 
 @pytest.mark.chaos
@@ -53,15 +56,23 @@ def show(result: Result) -> None:
     print(f"{len(truth.committed)} messages, handled {handled}, dead letters {dead}")
     print(f"{len(truth.accepted)} of {len(result.findings.invoked)} published without an error")
     print(f"{sum(result.faults.values())} faults: {dict(sorted(result.faults.items()))}")
-    print(f"hits of the proxies: {result.hits}; at rest after {result.settled:.1f} s")
+    killed, stopped = (count(result, word) for word in ("killed", "stopped"))
+    print(f"{killed} kills, {stopped} stops, {count(result, *LINKS)} of links")
+    print(f"hits of the proxies: {result.hits}; the rival's transactions: {result.rival}")
+    print(f"at rest after {result.settled:.1f} s")
     for life in result.lives:
         print(life.report())
     print(f"{len(result.violations)} violations")
 
 
+def count(result: Result, *words: str) -> int:
+    """Return how many faults have one of these words in their name."""
+    return sum(n for name, n in result.faults.items() if any(word in name for word in words))
+
+
 def not_vacuous(result: Result) -> None:
     truth = result.findings.truth
     assert len(truth.accepted) > SECONDS, "less than one message a second was published"
-    assert sum(count for name, count in result.faults.items() if "killed" in name) >= SECONDS / 30
+    assert count(result, "killed") >= SECONDS / 30
     assert all(result.hits.values()), "a proxy did nothing"
     assert truth.replayed, "nothing was replayed"

@@ -39,6 +39,8 @@ class Result:
     violations: list[str]
     faults: Counter[str]
     hits: dict[str, int]
+    rival: tuple[int, int]
+    """Transactions of the rival that went through, and that had to give way."""
     lives: list[Life]
     settled: float
     """Seconds from the end of the faults until nothing waited any more."""
@@ -104,7 +106,8 @@ class World:
         with _watched(lives), _under(schedules):
             threading.Event().wait(seconds)
         violations = [line for schedule in schedules for line in schedule.violations]
-        return self._look(mq, crew, lives, schedules, violations)
+        result = self._look(mq, crew, lives, schedules, violations)
+        return replace(result, rival=(rival.locked, rival.refused))
 
     def _look(
         self,
@@ -128,6 +131,7 @@ class World:
             violations=violations,
             faults=sum((schedule.done for schedule in schedules), Counter()),
             hits={name: proxy.hits for name, proxy in self.proxies.items()},
+            rival=(0, 0),
             lives=lives,
             settled=settled,
         )
