@@ -228,4 +228,27 @@ BUGS = (
         "[postgresql-before_commit]",
         servers="postgresql",
     ),
+    bug(
+        "an idle worker takes a part of a key from a busy one",
+        _SCHEDULER,
+        "            if key is None or key != self._key(work.items[start - 1]):",
+        "            if key is not start:",
+        "consumer/test_scheduler.py::"
+        "test_a_key_whose_next_delivery_waits_for_a_retry_is_not_taken_apart",
+    ),
+    bug(
+        "what waits behind a slow handler is left to its worker",
+        _SCHEDULER,
+        "if items else self._take_away()",
+        "if items else None",
+        "consumer/test_scheduler.py::"
+        "test_an_idle_worker_takes_half_of_what_a_busy_one_has_not_begun",
+    ),
+    bug(
+        "a retry row is handled without a look at whether it is still there",
+        _PROCESSOR,
+        "        if isinstance(subject, Fresh) or self._at_most_once:",
+        "        if subject is not None:",
+        _HANDLING + "test_a_row_that_ended_after_it_was_read_is_not_handled_again[sqlite]",
+    ),
 )
