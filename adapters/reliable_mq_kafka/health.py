@@ -7,7 +7,7 @@ import logging
 from confluent_kafka import KafkaError
 
 from reliable_mq.errors import ReliableMQError, TransportError
-from reliable_mq_kafka.errors import FORBIDDEN, is_refusal, text_of, translate
+from reliable_mq_kafka.errors import is_refusal, text_of, translate
 
 log = logging.getLogger("reliable_mq.kafka")
 
@@ -55,9 +55,10 @@ class Health:
         return self._refusal is not None
 
     @property
-    def forbidden(self) -> bool:
-        """Tell whether the latest trouble is a right that the user lacks."""
-        return self._cause is not None and self._cause.code() in FORBIDDEN
+    def has_no_id(self) -> bool:
+        """Tell whether a producer is refused its id, without which it sends nothing."""
+        cause = self._cause
+        return cause is not None and cause.code() == KafkaError.CLUSTER_AUTHORIZATION_FAILED
 
     def error(self, doing: str) -> ReliableMQError:
         """Return the error for an operation that got no answer."""

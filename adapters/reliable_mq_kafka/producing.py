@@ -64,9 +64,9 @@ class Line:
         return self.health.refused and not self._confirmed
 
     @property
-    def is_forbidden(self) -> bool:
-        """Tell whether the brokers let this user publish nothing: it was given no producer id."""
-        return self.health.forbidden and not self._confirmed
+    def has_sent_nothing(self) -> bool:
+        """Tell whether nothing can have been stored: the brokers gave this user no producer id."""
+        return self.health.has_no_id and not self._confirmed
 
     def confirm(self) -> None:
         """Note that a broker has confirmed a message."""

@@ -191,7 +191,7 @@ class Publisher:
 
 def _left(line: Line) -> Unsure:
     """Return the outcome of what has none after a round."""
-    if line.is_forbidden:
+    if line.has_sent_nothing:
         return Unroutable(str(line.health.error("cannot publish")))
     return Unknown(line.health.why() or "the brokers did not confirm it in time")
 
