@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 from sqlalchemy import Connection, create_engine, insert
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from reliable_mq.errors import ConfigurationError, NoTransactionError
 from reliable_mq.store import Store, outbox
+from tests.e2e.waiting import until
 from tests.store.shop import Order, inserts, message, orders, publish, stored
 
 
@@ -328,6 +329,36 @@ def test_a_commit_that_could_not_write_the_message_leaves_nothing_to_commit(
 
 def fail(connection: Connection) -> None:
     raise ZeroDivisionError
+
+
+_SESSION = {
+    "postgresql": (
+        "SELECT pg_backend_pid()",
+        "SELECT pg_terminate_backend({})",
+        "pg_stat_activity",
+    ),
+    "mysql": ("SELECT connection_id()", "KILL {}", "information_schema.processlist"),
+}
+
+
+@pytest.mark.parametrize("store", ["postgresql", "mariadb"], indirect=True)
+def test_a_connection_that_was_lost_before_the_commit_is_told_as_such(store, shop):
+    which, kill, sessions = _SESSION[store.dialect.name]
+    column = "pid" if store.dialect.name == "postgresql" else "id"
+    with shop.connect() as connection:
+        connection.begin()
+        number = connection.exec_driver_sql(which).scalar_one()
+        publish(store, connection, "a")
+        with shop.connect() as other:
+            other.exec_driver_sql(kill.format(number))
+            query = f"SELECT count(*) FROM {sessions} WHERE {column} = {number}"
+            until(lambda: other.exec_driver_sql(query).scalar_one() == 0)
+        with pytest.raises(DBAPIError) as caught:
+            connection.commit()
+        assert caught.value.connection_invalidated
+    with shop.begin() as connection:
+        publish(store, connection, "b")
+    assert stored(store) == ["b"]
 
 
 def test_a_database_without_our_tables_is_named_at_the_commit(sqlite_url):

@@ -181,7 +181,9 @@ def _write_or(buffer: _Buffer, connection: Connection, roll_back: Callable[[], N
     except BaseException:
         # SQLAlchemy takes a transaction for over whose commit failed, but the driver still has
         # this one open: the next COMMIT would store its business rows without the messages.
-        roll_back()
+        # A connection that is lost took everything with it, and an error of ours would hide that.
+        if not connection.invalidated:
+            roll_back()
         raise
 
 
