@@ -104,6 +104,8 @@ class Row(ABC):
     short_count: ClassVar[int]
     unit: ClassVar[str] = "messages/s"
     goals: ClassVar[Sequence[Goal]] = ()
+    by_name_only: ClassVar[bool] = False
+    """Not part of a run of all rows: it takes hours, or the machine for itself."""
 
     @abstractmethod
     def open(self, bench: Bench, count: int) -> AbstractContextManager[list[Contestant]]:

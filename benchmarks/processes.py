@@ -51,6 +51,11 @@ class Child:
         os.close(reports)
         self._say(json.dumps({"side": side, "reports": reports, **task}))
 
+    @property
+    def pid(self) -> int:
+        """The measured process itself, once it has reported to be ready; 0 before."""
+        return self._measured
+
     def go(self) -> None:
         """Let it go on from where it waits."""
         self._say("go")
