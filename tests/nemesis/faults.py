@@ -7,6 +7,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from tests.brokers import Server
@@ -87,14 +88,12 @@ class Surroundings(Schedule):
         """Return kill and freeze for each server, and every trouble for each link."""
         found: dict[str, Fault] = {}
         for name, server in self._servers.items():
-            found[f"{name} killed"] = lambda server=server: self._kill(server)  # type: ignore[misc]
-            found[f"{name} stopped"] = lambda server=server: self._freeze(server)  # type: ignore[misc]
+            found[f"{name} killed"] = partial(self._kill, server)
+            found[f"{name} stopped"] = partial(self._freeze, server)
         for name, proxy in self._proxies.items():
             for trouble in Trouble:
                 if trouble is not Trouble.LOST_COMMIT or name == "database":
-                    found[f"{name} {trouble.value}"] = (
-                        lambda proxy=proxy, trouble=trouble: self._trouble(proxy, trouble)  # type: ignore[misc]
-                    )
+                    found[f"{name} {trouble.value}"] = partial(self._trouble, proxy, trouble)
         return found
 
     def _kill(self, server: Server) -> None:
@@ -126,17 +125,17 @@ class Ourselves(Schedule):
     def faults(self) -> Mapping[str, Fault]:
         """Return a kill for each role and the rest; kills of what works are the most frequent."""
         return {
-            "relay killed": lambda: self._kill("relay"),
-            "consumer killed": lambda: self._kill("consumer"),
-            "consumer killed again": lambda: self._kill("consumer"),
-            "producer killed": lambda: self._kill("producer"),
-            "replayer killed": lambda: self._kill("replayer"),
-            "relay stopped": lambda: self._stop("relay"),
-            "consumer stopped": lambda: self._stop("consumer"),
-            "producer stopped": lambda: self._stop("producer"),
+            "relay killed": partial(self._kill, "relay"),
+            "consumer killed": partial(self._kill, "consumer"),
+            "consumer killed again": partial(self._kill, "consumer"),
+            "producer killed": partial(self._kill, "producer"),
+            "replayer killed": partial(self._kill, "replayer"),
+            "relay stopped": partial(self._stop, "relay"),
+            "consumer stopped": partial(self._stop, "consumer"),
+            "producer stopped": partial(self._stop, "producer"),
             "consumer replaced": self._replace,
             "rebalance storm": self._storm,
-            "rival": lambda: self._rival.harass(self.rng.uniform(3.0, 8.0), self.over),
+            "rival": self._harass,
         }
 
     def _chosen(self, role: str) -> Member:
@@ -171,6 +170,9 @@ class Ourselves(Schedule):
         if (code := member.wait()) not in (0, -signal.SIGTERM):  # the latter before it has begun
             self.violations.append(f"I10: a {member.role} that was replaced ended with {code}")
         member.restart()
+
+    def _harass(self) -> None:
+        self._rival.harass(self.rng.uniform(3.0, 8.0), self.over)
 
     def _storm(self) -> None:
         """Members join and leave, faster than a rebalance ends."""

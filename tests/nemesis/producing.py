@@ -17,6 +17,8 @@ NUMBERS = 100_000
 KEYS = 4
 ROLLED_BACK = 0.05
 PAUSE = (0.05, 0.3)
+PAUSE_ON_FILE = (0.4, 1.2)
+"""Between two transactions. A slow handler keeps SQLite's only write lock from all others."""
 FATES: tuple[tuple[int, dict[str, Any]], ...] = (
     (800, {}),
     (60, {"fails": 1}),
@@ -67,6 +69,7 @@ def produce(mq: ReliableMQ, arena: Arena, life: int, seed: int, stop: threading.
     rng = random.Random(f"{seed} producer {life}")
     plan = Plan(life, rng)
     history = History(Path(arena.folder))
+    pause = PAUSE_ON_FILE if arena.database_url.startswith("sqlite") else PAUSE
     while not stop.is_set():
         jobs = plan.jobs()
         numbers = [job.number for job in jobs]
@@ -80,7 +83,7 @@ def produce(mq: ReliableMQ, arena: Arena, life: int, seed: int, stop: threading.
             plan.break_off()
         else:
             history.note("ok", numbers=numbers)
-        stop.wait(rng.uniform(*PAUSE))
+        stop.wait(rng.uniform(*pause))
 
 
 def _publish(mq: ReliableMQ, arena: Arena, jobs: list[Job], *, undo: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -27,7 +28,7 @@ from tests.sweep.application import metadata
 from tests.sweep.invariants import missing
 
 Start = Callable[..., Server]
-SETTLE = 300.0
+SETTLE = float(os.environ.get("RMQ_NEMESIS_SETTLE", "300"))
 """Seconds in which everything must be at rest after the last fault."""
 
 
