@@ -34,7 +34,7 @@ _CAUSE = "\N{SNOWMAN}" * 3000
 _DIED_AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def check_end(raw: RawMessage) -> Message | None:
+def check_end(raw: RawMessage) -> Message:
     """Check how *raw* ends; return the copy for the dead-letter topic, which anything may need."""
     decoded = decode(raw, LIMITS)
     message = decoded.message

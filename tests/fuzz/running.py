@@ -28,7 +28,7 @@ _GROWTH_KB = 64 * 1024
 
 
 def fuzz(
-    name: str, make: Callable[[Mutator], T], check: Callable[[T], None], *, share: int = 1
+    name: str, make: Callable[[Mutator], T], check: Callable[[T], object], *, share: int = 1
 ) -> None:
     """Check what *make* returns, input after input.
 

@@ -42,7 +42,6 @@ def test_every_row_ends_as_a_message_or_as_a_dead_letter() -> None:
         assert raw == again
         check_texts(raw.headers)
         copy = check_end(raw)
-        assert copy is not None
         assert why_refused(copy, 1 << 20) is None
 
     fuzz("sql.to_raw", _row, check)

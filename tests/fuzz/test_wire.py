@@ -30,10 +30,7 @@ def _raw(mutator: Mutator) -> RawMessage:
 
 
 def test_every_raw_message_ends_as_a_message_or_as_a_dead_letter() -> None:
-    def check(raw: RawMessage) -> None:
-        check_end(raw)
-
-    fuzz("wire.decode", _raw, check)
+    fuzz("wire.decode", _raw, check_end)
 
 
 def test_a_time_is_read_as_one_in_utc_or_not_at_all() -> None:
