@@ -22,7 +22,7 @@ MAX_HANDLES = 150.0
 Buffers that fill late (of librdkafka after an outage, of the allocator after a large backlog) are
 of a fixed size and far below 48 MiB. Pools and clients of a process hold up to about 110 handles,
 and let go of them when a server is gone. What leaks with every message, fault or reconnection
-passes any bound if the run is long enough: 48 MiB are 400 bytes a message in two hours.
+passes any bound if the run is long enough: 48 MiB are 500 bytes a message in two hours.
 """
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 

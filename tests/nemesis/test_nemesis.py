@@ -72,7 +72,7 @@ def count(result: Result, *words: str) -> int:
 
 def not_vacuous(result: Result) -> None:
     truth = result.findings.truth
-    assert len(truth.accepted) > SECONDS, "less than one message a second was published"
+    assert len(truth.accepted) > SECONDS / 4, "next to nothing was published"
     assert count(result, "killed") >= SECONDS / 30
     assert all(result.hits.values()), "a proxy did nothing"
-    assert truth.replayed, "nothing was replayed"
+    assert truth.replayed or SECONDS < 60, "nothing was replayed"

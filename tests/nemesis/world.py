@@ -47,6 +47,16 @@ class Result:
     """Seconds from the end of the faults until nothing waited any more."""
 
 
+@dataclass(frozen=True)
+class Cast:
+    """Who plays in a run."""
+
+    crew: Crew
+    rival: Rival
+    lives: list[Life]
+    schedules: list[Schedule]
+
+
 class World:
     """Everything there is in one run."""
 
@@ -94,46 +104,45 @@ class World:
         mq = self._stack.enter_context(build(self.direct))
         self._make_tables()
         mq.declare()
+        cast = self._cast(mq)
+        with _watched(cast.lives), _under(cast.schedules):
+            threading.Event().wait(seconds)
+        return self._look(mq, cast)
+
+    def _cast(self, mq: ReliableMQ) -> Cast:
         crew = Crew(self._arena, self._seed)
         self._stack.callback(crew.close)
         crew.start()
         rival = Rival(self.direct.database_url, mq, random.Random(f"{self._seed} rival"))
         self._stack.callback(rival.close)
-        lives = [Life(one.role, one.pid) for one in crew.members if one.spared]
-        schedules: list[Schedule] = [
-            Surroundings(self._seed, self._folder, self.servers, self.proxies),
-            Ourselves(self._seed, self._folder, crew, rival),
-        ]
-        with _watched(lives), _under(schedules):
-            threading.Event().wait(seconds)
-        violations = [line for schedule in schedules for line in schedule.violations]
-        result = self._look(mq, crew, lives, schedules, violations)
-        return replace(result, rival=(rival.locked, rival.refused))
+        return Cast(
+            crew=crew,
+            rival=rival,
+            lives=[Life(one.role, one.pid) for one in crew.members if one.spared],
+            schedules=[
+                Surroundings(self._seed, self._folder, self.servers, self.proxies),
+                Ourselves(self._seed, self._folder, crew, rival),
+            ],
+        )
 
-    def _look(
-        self,
-        mq: ReliableMQ,
-        crew: Crew,
-        lives: list[Life],
-        schedules: list[Schedule],
-        violations: list[str],
-    ) -> Result:
-        violations += crew.stop("producer", "replayer")
+    def _look(self, mq: ReliableMQ, cast: Cast) -> Result:
+        violations = [line for schedule in cast.schedules for line in schedule.violations]
+        violations += cast.crew.stop("producer", "replayer")
         healed = time.monotonic()
         self._settle(mq)
         settled = time.monotonic() - healed
-        violations += crew.stop("relay", "consumer")
+        violations += cast.crew.stop("relay", "consumer")
         # Now, for what is delivered and not acknowledged goes back to the broker and shows there.
         findings = read(mq, self.direct)
         violations += findings.violations()
-        violations += [line for life in lives for line in life.violations()]
+        violations += [line for life in cast.lives for line in life.violations()]
         return Result(
             findings=findings,
             violations=violations,
-            faults=sum((schedule.done for schedule in schedules), Counter()),
+            faults=sum((schedule.done for schedule in cast.schedules), Counter()),
             hits={name: proxy.hits for name, proxy in self.proxies.items()},
-            rival=(0, 0),
-            lives=lives,
+            rival=(cast.rival.locked, cast.rival.refused),
+            lives=cast.lives,
             settled=settled,
         )
 
