@@ -42,8 +42,9 @@ def scheme_of(url: str) -> str:
     try:
         url.encode()
     except UnicodeEncodeError:
+        # Without the URL: what is no text may hide where its password begins.
         raise ConfigurationError(
-            f"broker_url {redact_url(url)!r} holds bytes that are no UTF-8: percent-encode them"
+            "broker_url holds bytes that are no UTF-8: percent-encode them"
         ) from None
     return scheme.lower()
 
