@@ -16,10 +16,7 @@ from tests.seeded.workshop import ROOT, copy_library
 ASKED = os.environ.get("RMQ_NEMESIS_BUGS") == "1"
 FOUND_BY = {
     "the inbox is written and not asked": "I2",
-    "a delivery is acknowledged before its commit": "I1",
-    "rows are deleted before they are published": "I1",
     "what follows a failed message of its key does not wait": "I4",
-    "a batch whose handler failed is acknowledged whole": "I1",
     "a dead letter is not sent to its topic": "I6",
 }
 """The invariant that is broken, by the name of the bug."""
