@@ -8,7 +8,9 @@ import os
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -146,14 +148,34 @@ class RabbitMQ(Server):
         return management(self.api_url, method, path, body)
 
     def create_vhost(self, name: str) -> str:
-        """A new virtual host; returns its URL."""
-        self.api("PUT", f"/vhosts/{quote(name, safe='')}", {})
+        """A new virtual host that runs on every node; returns its URL."""
+        path = f"/vhosts/{quote(name, safe='')}"
+        deadline = time.monotonic() + self.start_timeout
+        while not self._vhost_runs(path):
+            if time.monotonic() > deadline:
+                raise self.failed(f"has no virtual host {name} on some node")
+            time.sleep(0.1)
         self.api(
             "PUT",
             f"/permissions/{quote(name, safe='')}/guest",
             {"configure": ".*", "write": ".*", "read": ".*"},
         )
         return self.url + quote(name, safe="")
+
+    def _vhost_runs(self, path: str) -> bool:
+        """Makes it, unless it is there; tells whether it runs on every node."""
+        try:
+            self.api("PUT", path, {})
+            states = self.api("GET", path).get("cluster_state", {})
+            waiting = [node for node, state in states.items() if state != "running"]
+            for node in waiting:
+                self.api("POST", f"{path}/start/{quote(node, safe='')}")
+        except urllib.error.HTTPError as error:
+            # A node gives up after ten seconds, which right after its start may be too few.
+            if error.code < HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise
+            return False
+        return not waiting
 
     def delete_vhost(self, name: str) -> None:
         """Removes a virtual host with all in it; its connections are closed by the server."""
@@ -172,7 +194,7 @@ def management(base: str, method: str, path: str, body: object = None) -> Any:
     request.add_header("Authorization", f"Basic {login}")
     request.add_header("Content-Type", "application/json")
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    # A cluster of three that has just started needs ten seconds and more for a virtual host.
+    # A cluster that has just started needs ten seconds and more for a virtual host.
     with direct.open(request, timeout=60) as response:
         answer = response.read()
     return json.loads(answer) if answer else None
