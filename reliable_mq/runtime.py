@@ -76,7 +76,7 @@ class Runtime:
         self.notifier.start()
 
     def close(self) -> None:
-        """Close the adapter, for good, and the connections of the engines made here."""
+        """Close the adapter, for good, and the engines made here; the store connects again."""
         self.notifier.close()
         self.adapter.close()
         self.store.dispose()

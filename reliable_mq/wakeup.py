@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import PoolProxiedConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import SQLAlchemyError
 
 from reliable_mq.store import Store
@@ -109,7 +109,7 @@ class _Line:
     def __init__(self, store: Store) -> None:
         self._engine = store.engine
         self._notify = f"NOTIFY {channel_of(store)}"
-        self._connection: PoolProxiedConnection | None = None
+        self._connection: DBAPIConnection | None = None
 
     @property
     def is_open(self) -> bool:
@@ -119,8 +119,7 @@ class _Line:
         kept = self.is_open
         try:
             if self._connection is None:
-                self._connection = self._engine.raw_connection()
-                self._make_ours(self._connection)
+                self._connection = self._connect()
             self._connection.cursor().execute(self._notify)
         except (SQLAlchemyError, self._engine.dialect.loaded_dbapi.Error) as error:
             self.close()
@@ -129,13 +128,16 @@ class _Line:
             else:
                 log.debug("no hint was sent, the relays find the rows by themselves: %r", error)
 
-    def _make_ours(self, connection: PoolProxiedConnection) -> None:
-        driver = connection.dbapi_connection
-        connection.detach()
-        assert driver is not None  # noqa: S101 - just connected
-        self._engine.dialect.set_isolation_level(driver, "AUTOCOMMIT")
+    def _connect(self) -> DBAPIConnection:
+        pooled = self._engine.raw_connection()
+        connection = pooled.dbapi_connection
+        assert connection is not None  # noqa: S101 - just connected
+        pooled.detach()
+        self._engine.dialect.set_isolation_level(connection, "AUTOCOMMIT")
+        return connection
 
     def close(self) -> None:
+        # By the driver: SQLAlchemy would roll back first, and log that as failed on a dead one.
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()

@@ -171,7 +171,7 @@ def test_a_connection_for_hints_is_closed_when_no_more_come(
 
 
 def test_a_hint_is_sent_again_where_its_connection_had_died(
-    postgresql_store, elsewhere, hints, monkeypatch
+    postgresql_store, elsewhere, hints, monkeypatch, caplog
 ):
     monkeypatch.setattr("reliable_mq.wakeup._KEPT", DEADLINE)
     elsewhere.after_append()
@@ -182,6 +182,7 @@ def test_a_hint_is_sent_again_where_its_connection_had_died(
     before = hints.count
     elsewhere.after_append()
     hints.wait(before + 1)
+    assert not [one for one in caplog.records if one.levelname in ("WARNING", "ERROR")]
 
 
 def test_nothing_is_left_behind(postgresql_store, postgresql_url):
