@@ -17,7 +17,7 @@ from reliable_mq.doctor import broker, groups, leases, outbox, windows
 from reliable_mq.doctor.case import Case
 from reliable_mq.durations import seconds
 from reliable_mq.relay.relay import LEASE_KIND
-from reliable_mq.store.inspection import Expected, StoreReport, inspect_store
+from reliable_mq.store.inspection import Expected, inspect_store
 from reliable_mq.store.texts import cause_of
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _examined(case: Case) -> Iterator[Finding]:
     if report.complete:
         yield from state.read(case)
     if report.reachable or broker.is_networked(case):
-        yield from _of_broker(case, report, state)
+        yield from _of_broker(case, state)
 
 
 def _expected(case: Case) -> Expected:
@@ -113,13 +113,14 @@ def _not_read(error: DBAPIError) -> Finding:
     )
 
 
-def _of_broker(case: Case, report: StoreReport, state: _State) -> Iterator[Finding]:
+def _of_broker(case: Case, state: _State) -> Iterator[Finding]:
     keys = [group.key for group in state.groups]
     with closing(broker.open_broker(case, keys)) as adapter:
-        found, reachable = broker.broker_findings(case, adapter)
-        # Topics in the database: its settings were looked at before.
-        known = {finding.subject for finding in report.findings}
-        yield from (one for one in found if one.subject not in known)
+        reachable = True
+        # Topics in the database: it was looked at before, by what this application expects.
+        if case.store.adapter != "sql":
+            found, reachable = broker.broker_findings(case, adapter)
+            yield from found
         lags: dict[tuple[str, str], broker.Lag] = {}
         if reachable:
             lags = broker.lags(adapter, keys)

@@ -221,3 +221,14 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.05)
+
+
+def test_a_database_that_holds_the_topics_too_is_judged_by_the_applications_settings(
+    mariadb_url: str, open_mq: OpenMQ
+) -> None:
+    short = {"init_command": "SET SESSION wait_timeout = 30"}
+    engine = create_engine(mariadb_url, connect_args=short)
+    found = codes(open_mq(engine=engine, consumer={"idle_in_transaction": 10}))
+    assert "mariadb-wait-timeout" not in found
+    assert "mariadb-wait-timeout" in codes(open_mq(engine=engine))
+    engine.dispose()
