@@ -240,17 +240,8 @@ class Schedule(RuleBasedStateMachine):
     def _letters(self) -> dict[str, list[Letter]]:
         found: dict[str, list[Letter]] = {name: [] for name in GROUPS}
         for letter in self.world.mq.dead_letters(limit=1000):
-            message = letter.message
-            found[letter.group].append(
-                Letter(
-                    number=Job.model_validate_json(message.body).number,
-                    attempts=letter.attempts,
-                    cause=letter.cause,
-                    topic=message.topic,
-                    headers=dict(message.headers),
-                    body=message.body,
-                )
-            )
+            number = Job.model_validate_json(letter.message.body).number
+            found[letter.group].append(Letter.of(letter, number))
         return found
 
 

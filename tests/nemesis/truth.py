@@ -134,15 +134,6 @@ def _effects(mq: ReliableMQ, arena: Arena) -> dict[str, list[int]]:
 def _letters(mq: ReliableMQ, arena: Arena) -> dict[str, list[Letter]]:
     found: dict[str, list[Letter]] = {group: [] for group in GROUPS}
     for letter in mq.dead_letters(arena.cell, limit=MANY):
-        message = letter.message
-        found[letter.group].append(
-            Letter(
-                number=number_of(message.body),
-                attempts=letter.attempts,
-                cause=letter.cause,
-                topic=message.topic,
-                headers=dict(message.headers),
-                body=message.body,
-            )
-        )
+        number = number_of(letter.message.body)
+        found[letter.group].append(Letter.of(letter, number))
     return found

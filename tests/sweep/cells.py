@@ -258,17 +258,8 @@ class Cell:
     def _letters(self, groups: tuple[str, ...]) -> dict[str, list[Letter]]:
         found: dict[str, list[Letter]] = {group: [] for group in groups}
         for letter in self.mq.dead_letters(self.place.cell, limit=1000):
-            message = letter.message
-            found[letter.group].append(
-                Letter(
-                    number=_number(message.body),
-                    attempts=letter.attempts,
-                    cause=letter.cause,
-                    topic=message.topic,
-                    headers=dict(message.headers),
-                    body=message.body,
-                )
-            )
+            number = _number(letter.message.body)
+            found[letter.group].append(Letter.of(letter, number))
         return found
 
 

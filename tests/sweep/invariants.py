@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from reliable_mq import DeadLetter
 from tests.sweep.application import HEADERS, MAX_ATTEMPTS, RETRY_DELAY, Job
 
 
@@ -24,6 +25,18 @@ class Letter:
     topic: str
     headers: Mapping[str, Any]
     body: bytes
+
+    @classmethod
+    def of(cls, found: DeadLetter, number: int) -> Letter:
+        """Return what the checks look at of a dead letter."""
+        return cls(
+            number=number,
+            attempts=found.attempts,
+            cause=found.cause,
+            topic=found.message.topic,
+            headers=dict(found.message.headers),
+            body=found.message.body,
+        )
 
 
 @dataclass(frozen=True)
