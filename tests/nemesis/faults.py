@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -19,7 +20,7 @@ from tests.sweep.application import History
 Fault = Callable[[], None]
 
 
-class Schedule:
+class Schedule(ABC):
     """Faults one after the other, on a thread of its own. Each comes once before any comes twice.
 
     The same seed gives the same faults in the same order with the same lengths; what they hit is
@@ -36,9 +37,9 @@ class Schedule:
         self._history = History(folder)
         self._thread = threading.Thread(target=self._run, name=type(self).__name__)
 
+    @abstractmethod
     def faults(self) -> Mapping[str, Fault]:
         """Return all faults of this schedule by name."""
-        raise NotImplementedError
 
     def start(self) -> None:
         """Begin."""
