@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from urllib.parse import unquote
 
 HIDDEN = "***"
 
@@ -13,10 +14,11 @@ _SECRET_NAME = re.compile(_SENSITIVE, re.IGNORECASE)
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]{0,30}://"
 _WHOLE_URL = re.compile(_SCHEME)
 _URL_IN_TEXT = re.compile(rf"{_SCHEME}[^\s'\"<>]*")
-_SECRET_PARAMETER = re.compile(
-    rf"(?P<name>[?&;][^=&;?\s]{{0,60}}?(?:{_SENSITIVE})[^=&;?\s]{{0,60}}=)[^&]*", re.IGNORECASE
-)
+# A name may hold white space or escapes: behind a mistyped one is a password all the same.
+_PARAMETER = re.compile(r"[?&;](?P<name>[^=&;?]*)=")
 _HOST = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::\d+)?")
+_PLACE = re.compile(r"(?:\[[^\]]*\]|[^:]*)(?::\d{0,5})?")
+_PUNCTUATION = ".:;,)]}"
 
 
 def is_secret(name: str) -> bool:
@@ -29,12 +31,25 @@ def redact_url(text: str) -> str:
 
     User names, hosts, ports and paths stay: without them an error names nothing to mend. A text
     that begins with a scheme is one URL to its end, whatever characters a password holds; inside
-    a text a URL ends at white space, a quote or an angle bracket. Where a password leaves open
-    what is what, too much is hidden and never too little.
+    a text a URL ends at white space, a quote or an angle bracket, and before the punctuation
+    there. Where a password leaves open what is what, too much is hidden and never too little.
     """
     if _WHOLE_URL.match(text):
         return _redact_one(text)
-    return _URL_IN_TEXT.sub(lambda match: _redact_one(match[0]), text)
+    return _URL_IN_TEXT.sub(_redact_found, text)
+
+
+def redact_hosts(hosts: str) -> str:
+    """Return what stands for the hosts of a URL, cut off where no port follows a colon.
+
+    That is a password, of somebody who has forgotten the host after it.
+    """
+    place = 0
+    for part in re.split("[/?#]", hosts, maxsplit=1)[0].split(","):
+        if not _PLACE.fullmatch(part):
+            return f"{hosts[:place]}{_hide_one(part)}"
+        place += len(part) + 1
+    return hosts
 
 
 def redact_options(options: Mapping[str, object]) -> dict[str, object]:
@@ -57,20 +72,36 @@ def _redact_value(value: object) -> object:
     return value
 
 
+def _redact_found(match: re.Match[str]) -> str:
+    # With parameters it may be the end of a secret.
+    url = match[0] if "?" in match[0] else match[0].rstrip(_PUNCTUATION)
+    return f"{_redact_one(url)}{match[0][len(url) :]}"
+
+
 def _redact_one(url: str) -> str:
     scheme, _, rest = url.partition("://")
     # Up to the last '@': a password may hold one as it is.
     userinfo, at, place = rest.rpartition("@")
     if not at:
-        return f"{scheme}://{_hide_parameters(rest)}"
-    if _SECRET_PARAMETER.search(userinfo):
+        return f"{scheme}://{_hide_parameters(redact_hosts(rest))}"
+    if any(_is_secret_parameter(match) for match in _PARAMETER.finditer(userinfo)):
         # That '@' may belong to the secret of a parameter, so what follows may as well.
         return f"{scheme}://{re.split('[:?]', userinfo, maxsplit=1)[0]}{HIDDEN}"
-    return f"{scheme}://{_hide_passwords(userinfo)}@{_hide_parameters(place)}"
+    return f"{scheme}://{_hide_passwords(userinfo)}@{_hide_parameters(redact_hosts(place))}"
+
+
+def _is_secret_parameter(match: re.Match[str]) -> bool:
+    return is_secret(unquote(match["name"]))
 
 
 def _hide_parameters(text: str) -> str:
-    return _SECRET_PARAMETER.sub(lambda match: match["name"] + HIDDEN, text)
+    shown, place = "", 0
+    for match in _PARAMETER.finditer(text):
+        if match.start() >= place and _is_secret_parameter(match):
+            shown += text[place : match.end()] + HIDDEN
+            end = text.find("&", match.end())
+            place = len(text) if end < 0 else end
+    return shown + text[place:]
 
 
 def _hide_passwords(userinfo: str) -> str:

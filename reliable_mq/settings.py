@@ -154,6 +154,10 @@ class Settings(BaseSettings):
             except SettingsError as error:
                 # Not chained: the JSON error in it carries the whole value.
                 raise ConfigurationError(f"{error}: it must be JSON") from None
+            except RecursionError:
+                raise ConfigurationError(
+                    f"a variable {PREFIX}* is nested more deeply than JSON can be read"
+                ) from None
             # Here, not in a validator: pydantic would wrap the error into its own.
             self._check_together()
 

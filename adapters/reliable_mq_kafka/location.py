@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote
 
 from reliable_mq.errors import ConfigurationError
-from reliable_mq.redaction import redact_url
+from reliable_mq.redaction import redact_hosts, redact_url
 
 PLAIN = "kafka"
 ENCRYPTED = "kafka+ssl"
@@ -51,7 +51,9 @@ def parse_url(url: str) -> Location:
 def _address(url: str, text: str) -> str:
     match = _HOST.fullmatch(text)
     if match is None or not 0 < int(match["port"] or _DEFAULT_PORT) < 65536:
-        raise _wrong(url, f"{text!r} is no host[:port]; several are separated by commas")
+        raise _wrong(
+            url, f"{redact_hosts(text)!r} is no host[:port]; several are separated by commas"
+        )
     return f"{match['host']}:{match['port'] or _DEFAULT_PORT}"
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 from reliable_mq.errors import ConfigurationError
-from reliable_mq.redaction import redact_url
+from reliable_mq.redaction import redact_hosts, redact_url
 
 
 class Address(NamedTuple):
@@ -105,7 +105,7 @@ def _address(url: str, text: str, default: int) -> Address:
     else:
         host, _, port = text.partition(":")
     if not host or (port and not _is_number(port)) or not 0 < int(port or default) < 65536:
-        raise _wrong(url, f"has {text!r} where host or host:port is expected")
+        raise _wrong(url, f"has {redact_hosts(text)!r} where host or host:port is expected")
     return Address(host, int(port or default))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from reliable_mq.message import Message
 from reliable_mq.registry import scheme_of
 from reliable_mq.store.urls import parse_url
 from reliable_mq.wire import ORIGIN_CAUSE, TRUNCATED, Limits, decode
+from reliable_mq_kafka.location import parse_url as kafka_url
 from reliable_mq_rabbitmq.messages import decode as from_amqp
 from reliable_mq_rabbitmq.messages import encode as to_amqp
 from reliable_mq_redis.location import parse_url as redis_url
@@ -109,6 +111,30 @@ def test_a_broker_url_with_bytes_that_are_no_text_is_a_configuration_error() -> 
     with pytest.raises(ConfigurationError, match="no UTF-8") as caught:
         scheme_of("kafka://user:secret\udcff@host")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("scheme", "parse"), [("kafka", kafka_url), ("redis", redis_url)])
+def test_a_password_in_the_place_of_the_host_is_not_in_the_error(
+    scheme: str, parse: Callable[[str], object]
+) -> None:
+    for rest in ("app:secret", "h1:9092,app:secret", "app:pw@h:secret", "app:secret/0"):
+        with pytest.raises(ConfigurationError) as caught:
+            parse(f"{scheme}://{rest}")
+        assert "secret" not in str(caught.value)
+
+
+def test_a_password_behind_a_name_with_white_space_is_not_in_the_error() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        kafka_url("kafka://h:port?ssl.key .password=secret")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_variable_that_is_nested_too_deeply_is_a_configuration_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RELIABLE_MQ_CLIENT_OPTIONS", "[" * 5000)
+    with pytest.raises(ConfigurationError, match="nested more deeply"):
+        Settings()
 
 
 @pytest.mark.parametrize(
