@@ -28,8 +28,11 @@ class _Rule:
 
 
 def _refuses(settings: Settings) -> bool:
-    """Tell whether a full queue refuses new messages, which then wait in the outbox."""
-    return settings.get("overflow") in ("reject-publish", "reject-publish-dlx")
+    """Tell whether a full queue refuses new messages, which then wait in the outbox.
+
+    A quorum queue does not know ``reject-publish-dlx``: it drops its oldest (seen with 3.10).
+    """
+    return settings.get("overflow") == "reject-publish"
 
 
 def _unlimited(settings: Settings) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from reliable_mq.adapter import Adapter, Finding, GroupSpec, Severity, TopicSpec
+from reliable_mq.adapter import SENT, Adapter, Finding, GroupSpec, Severity, TopicSpec
+from reliable_mq.testing.contract.messages import numbered
 from reliable_mq.testing.contract.waiting import wait_for
 from reliable_mq_rabbitmq import limits
 from reliable_mq_rabbitmq.inspection import plain_text_findings
@@ -187,6 +188,16 @@ def test_a_policy_that_drops_messages_is_an_error(
     setting = next(iter(definition)).replace("_", "-")
     assert f"{setting}={next(iter(definition.values()))}" in finding.what
     assert "'spoiler'" in finding.what
+
+
+def test_an_overflow_that_quorum_queues_do_not_know_is_an_error_because_they_drop(
+    adapter: Adapter, declare: Declare, policy: Callable[..., None]
+) -> None:
+    topic = declare()
+    policy(max_length=3, overflow="reject-publish-dlx")
+    assert adapter.publish(numbered(topic, range(10)), 30.0) == [SENT] * 10
+    wait_for(lambda: adapter.lag(topic, GROUP) <= 3, "the loss of what was confirmed")
+    assert (found(adapter).code, found(adapter).severity) == ("rabbitmq-max-length", Severity.ERROR)
 
 
 def test_a_policy_that_dead_letters_is_a_warning(
