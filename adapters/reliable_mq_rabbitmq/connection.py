@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 import pika
 from pika.adapters.select_connection import IOLoop
@@ -243,14 +245,22 @@ C = TypeVar("C", bound=Connection)
 
 
 class Link(Generic[C]):
-    """The way to the broker for one purpose: one connection at a time, renewed when it ended."""
+    """The way to the broker for one purpose: one connection at a time, renewed when it ended.
+
+    A forked process makes one of its own.
+    """
 
     def __init__(self, make: Callable[[], C]) -> None:
         self._make = make
+        self._closed = False
+        self._begin_anew()
+        _links.add(self)
+
+    def _begin_anew(self) -> None:
+        """Forget the connection, in a forked child: its thread is in the parent, with its locks."""
         self._connecting = threading.Lock()
         self._lock = threading.Lock()
         self._connection: C | None = None
-        self._closed = False
 
     def connection(self, timeout: float) -> C:
         """Return the open connection, made within *timeout* seconds if there is none.
@@ -295,6 +305,17 @@ class Link(Generic[C]):
             connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+
+_links: WeakSet[Link[Any]] = WeakSet()
+
+
+def _after_fork() -> None:
+    for link in list(_links):
+        link._begin_anew()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _start(start: Callable[[Future[Any]], None], reply: Future[Any]) -> None:
