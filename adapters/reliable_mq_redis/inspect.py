@@ -17,9 +17,19 @@ from reliable_mq_redis.servers import Servers
 
 Facts = Mapping[str, str]
 
-_WATCHED = ("maxmemory", "maxmemory-policy", "save", "appendfsync", "no-appendfsync-on-rewrite")
+_WATCHED = (
+    "maxmemory",
+    "maxmemory-policy",
+    "save",
+    "appendfsync",
+    "no-appendfsync-on-rewrite",
+    "min-replicas-to-write",
+    "min-replicas-max-lag",
+)
 _OLDEST = (6, 2)
 _FULL = 0.9
+_LAG = 30
+"""Seconds for which a primary without replicas may go on: what sentinels take to replace it."""
 
 
 def inspect(servers: Servers, options: Options) -> list[Finding]:
@@ -51,6 +61,7 @@ def _inspect_one(servers: Servers, address: Address, options: Options) -> list[F
         *_evicted(subject, facts),
         *_disk(subject, facts),
         *_replicas(subject, facts, options),
+        *_too_few(subject, facts),
         *_successor(subject, facts, servers.locator),
     ]
 
@@ -212,6 +223,8 @@ def _replicas(subject: str, facts: Facts, options: Options) -> Iterator[Finding]
         # INFO has this line only where both settings are above 0.
         if "min_slaves_good_slaves" not in facts:
             yield _cut_off(subject)
+        elif int(facts.get("config min-replicas-max-lag", "0")) > _LAG:
+            yield _late(subject, facts["config min-replicas-max-lag"])
     elif replicas > options.wait:
         yield Finding(
             code="redis-wait-for-some",
@@ -233,6 +246,31 @@ def _cut_off(subject: str) -> Finding:
         "lost when it follows the new primary",
         remedy="set min-replicas-to-write 1, or put wait=1 into broker_url",
     )
+
+
+def _late(subject: str, lag: str) -> Finding:
+    return Finding(
+        code="redis-replica-lag",
+        severity=Severity.WARNING,
+        subject=subject,
+        what=f"min-replicas-max-lag is {lag} s",
+        why="a primary that is cut off from its replicas goes on confirming messages for so long; "
+        "they are lost when it follows the new primary",
+        remedy="set min-replicas-max-lag 10, or put wait=1 into broker_url",
+    )
+
+
+def _too_few(subject: str, facts: Facts) -> Iterator[Finding]:
+    good, asked = facts.get("min_slaves_good_slaves"), facts.get("config min-replicas-to-write")
+    if good is not None and asked is not None and int(good) < int(asked):
+        yield Finding(
+            code="redis-too-few-replicas",
+            severity=Severity.ERROR,
+            subject=subject,
+            what=f"min-replicas-to-write is {asked}, and {good} replicas follow closely enough",
+            why="the server refuses every publish and acknowledgement; the outbox keeps growing",
+            remedy="connect more replicas, or lower min-replicas-to-write",
+        )
 
 
 def _successor(subject: str, facts: Facts, locator: Locator) -> Iterator[Finding]:

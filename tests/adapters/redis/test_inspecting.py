@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 import redis
 
-from reliable_mq.adapter import Severity
+from reliable_mq.adapter import SENT, Severity, TopicSpec
+from reliable_mq.testing.contract.messages import numbered
 from reliable_mq.testing.contract.waiting import wait_for
 from reliable_mq_redis.adapter import RedisAdapter
 from tests.adapters.redis.conftest import Open
@@ -117,8 +118,25 @@ def test_wait_is_compared_with_the_replicas_there_are(start: Start, open_one: Op
     assert findings(careless) == [asynchronous, ("redis-min-replicas", Severity.WARNING)]
     with redis.Redis.from_url(server.url) as client:
         client.config_set("min-replicas-to-write", 1)
-    assert findings(careless) == [asynchronous]
+        assert findings(careless) == [asynchronous]
+        client.config_set("min-replicas-max-lag", 3600)
+    assert findings(careless) == [asynchronous, ("redis-replica-lag", Severity.WARNING)]
+    assert findings(open_one(server.url, query="wait=2")) == []
     assert findings(open_one(replicas[0].url)) == [("redis-read-only", Severity.ERROR)]
+
+
+def test_a_server_that_refuses_writes_for_want_of_replicas_is_an_error(
+    start: Start, open_one: Open
+) -> None:
+    server = start()
+    adapter = open_one(server.url)
+    adapter.declare([TopicSpec(name="t")], [])
+    assert adapter.publish(numbered("t", [1]), 10.0) == [SENT]
+    with redis.Redis.from_url(server.url) as client:
+        client.config_set("min-replicas-to-write", 1)
+    (outcome,) = adapter.publish(numbered("t", [2]), 10.0)
+    assert "NOREPLICAS" in str(outcome)
+    assert findings(adapter) == [("redis-too-few-replicas", Severity.ERROR)]
 
 
 def _replicas_of(server: Redis) -> int:
