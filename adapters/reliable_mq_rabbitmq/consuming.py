@@ -17,6 +17,7 @@ from reliable_mq_rabbitmq.connection import Connection
 from reliable_mq_rabbitmq.mailbox import Arrival, Mailbox
 from reliable_mq_rabbitmq.membership import Membership
 from reliable_mq_rabbitmq.options import Options
+from reliable_mq_rabbitmq.replication import replicated
 from reliable_mq_rabbitmq.tags import CompetingTags, OrderedTags
 from reliable_mq_rabbitmq.topology import Layout
 
@@ -241,16 +242,28 @@ class QueueConsumer:
                 self._channel.basic_nack(tag, requeue=True)
 
     def barrier(self, passed: Future[Any]) -> None:
-        """Set *passed* when the broker has processed every acknowledgement sent before."""
+        """Set *passed* when a majority has every acknowledgement sent before.
+
+        Of an ordered queue when its leader has them: a single active consumer may not do more.
+        """
         if not self._usable():
             passed.set_exception(TransportError("RabbitMQ closed the channel of the delivery"))
             return
         self._barriers.add(passed)
         passed.add_done_callback(self._barriers.discard)
-        # A channel works off its methods one by one, and answers this one.
+        # A channel works off its methods one by one, and answers this one when the leader has
+        # them; it does not wait until they are replicated.
         self._channel.queue_declare(
-            self.queue, passive=True, callback=lambda _: passed.set_result(None)
+            self.queue, passive=True, callback=lambda _: self._replicated(passed)
         )
+
+    def _replicated(self, passed: Future[Any]) -> None:
+        if passed.done():
+            return
+        if self.connection.plan.ordered:
+            passed.set_result(None)
+        else:
+            replicated(self.connection.opened(), self.queue, passed)
 
     def let_go(self) -> None:
         """Give everything unacknowledged back, in order, and end this consumer."""

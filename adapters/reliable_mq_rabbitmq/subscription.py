@@ -69,9 +69,10 @@ class RabbitSubscription:
         )
 
     def _forget(self, loss: Lost) -> None:
-        for consumer in list(self._held):
+        for consumer in {*self._held, *self._unflushed}:
             if consumer.queue == loss.partition and consumer.epoch <= loss.epoch:
-                del self._held[consumer]
+                self._held.pop(consumer, None)
+                self._unflushed.discard(consumer)
 
     def ack(self, deliveries: Sequence[Received]) -> None:
         """Send the acknowledgements; see :meth:`reliable_mq.adapter.Subscription.ack`.
@@ -83,18 +84,21 @@ class RabbitSubscription:
             self._unflushed.add(consumer)
 
     def flush(self) -> None:
-        """Wait until the broker has processed every acknowledgement: a reply on each channel.
+        """Wait until a majority of each queue's nodes has every acknowledgement.
 
-        Raises ``TransportError`` where a channel or the connection ended before.
+        Of an ordered group, whose handlers never wait for this, its leader is enough. Raises
+        ``TransportError`` where that is not known: the broker did not answer within
+        ``operation_timeout``, or a channel or the connection ended before. So does the next call
+        then, until it is known, or the loss was reported.
         """
-        consumers, self._unflushed = self._unflushed, set()
-        replies = [consumer.connection.request(consumer.barrier) for consumer in consumers]
+        replies = {one: one.connection.request(one.barrier) for one in self._unflushed}
         deadline = time.monotonic() + self._operation_timeout
-        for reply in replies:
+        for consumer, reply in replies.items():
             try:
                 reply.result(max(0.0, deadline - time.monotonic()))
             except TimeoutError:
                 raise TransportError("RabbitMQ did not answer: acks may be lost") from None
+            self._unflushed.discard(consumer)
 
     def release(self, deliveries: Sequence[Received]) -> None:
         """See :meth:`reliable_mq.adapter.Subscription.release`."""

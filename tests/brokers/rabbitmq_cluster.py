@@ -10,6 +10,10 @@ from urllib.parse import quote
 from .base import Server
 from .rabbitmq import RabbitMQ
 
+# A cookie for one peer: neither of the two accepts the other, and tools still reach them.
+_PART = "erlang:set_cookie(Node, parted), erlang:disconnect_node(Node)"
+_MEND = "erlang:set_cookie(Node, erlang:get_cookie())"
+
 
 class RabbitMQCluster(Server):
     """Nodes 0, 1 and 2 of one cluster, user guest; ``settings`` are for each of them.
@@ -88,6 +92,20 @@ class RabbitMQCluster(Server):
         for node in self._chosen(one):
             node.resume()
 
+    def isolate(self, one: int) -> None:
+        """Parts a living node from the others, as a network would; clients still reach it.
+
+        Its connections to them end, and it refuses new ones in both directions.
+        """
+        self.nodes[one].control("eval", _for_each(self._others(one), _PART))
+
+    def rejoin(self, one: int) -> None:
+        """Lets a node that was isolated be reached by the others again."""
+        self.nodes[one].control("eval", _for_each(self._others(one), _MEND))
+
+    def _others(self, one: int) -> Iterable[_Member]:
+        return [node for number, node in enumerate(self.nodes) if number != one]
+
     def stop(self) -> None:
         for node in self.nodes:
             node.stop()
@@ -129,6 +147,12 @@ class RabbitMQCluster(Server):
             for node in self.nodes:  # An error status where a queue would lose its majority.
                 node.api("GET", "/health/checks/node-is-quorum-critical")
         return True
+
+
+def _for_each(nodes: Iterable[RabbitMQ], act: str) -> str:
+    """An Erlang expression that does *act* with each name of a node as ``Node``."""
+    names = ", ".join(f"'{node.name}'" for node in nodes)
+    return f"lists:foreach(fun (Node) -> {act} end, [{names}])."
 
 
 class _Member(RabbitMQ):

@@ -13,7 +13,13 @@ import pytest
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.orm import Session
 
-from reliable_mq import Message, PublishUnconfirmedError, ReliableMQ, Settings
+from reliable_mq import (
+    Message,
+    PublishUnconfirmedError,
+    ReliableMQ,
+    Settings,
+    TransportError,
+)
 from reliable_mq.adapter import (
     SENT,
     Adapter,
@@ -21,6 +27,7 @@ from reliable_mq.adapter import (
     Finding,
     GroupSpec,
     Severity,
+    Subscription,
     TopicSpec,
     Unknown,
 )
@@ -30,6 +37,7 @@ from reliable_mq.testing.contract.messages import (
     decoded,
     number_of,
     numbered,
+    numbers_of,
     one_key_per_partition,
 )
 from reliable_mq.testing.contract.readers import Reader
@@ -73,6 +81,7 @@ def nodes(request: pytest.FixtureRequest, certificates: Path) -> Iterator[Rabbit
     """A cluster with TLS beside its plain ports."""
     server = RabbitMQCluster(
         {
+            "cluster_partition_handling": "pause_minority",
             **tls_settings(certificates, "ssl_options"),
             **tls_settings(certificates, "management.ssl"),
         }
@@ -92,6 +101,7 @@ def cluster(nodes: RabbitMQCluster) -> Iterator[RabbitMQCluster]:
     dead = {0, 1, 2} - set(nodes.alive)
     if dead:
         nodes.restart(*dead)
+    nodes.wait_ready()
 
 
 @pytest.fixture
@@ -324,6 +334,83 @@ def test_groups_go_on_without_the_leader(
     until(lambda: [mq.status().groups[one].lag for one in groups] == [0, 0], "lag 0", seconds=SLOW)
 
 
+# --- a part of the cluster is cut off -----------------------------------------------------------
+
+
+@pytest.fixture
+def part(cluster: RabbitMQCluster) -> Iterator[Callable[[int], None]]:
+    """Cut one node off from the others, which find it again after the test."""
+    parted: list[int] = []
+
+    def cut_off(node: int) -> None:
+        parted.append(node)
+        cluster.isolate(node)
+
+    yield cut_off
+    for node in parted:
+        cluster.rejoin(node)
+
+
+def test_a_split_cluster_loses_and_repeats_nothing_and_goes_on_with_its_majority(
+    cluster: RabbitMQCluster,
+    part: Callable[[int], None],
+    publisher: Adapter,
+    opened: Opened,
+    running: Callable[[], ReliableMQ],
+    seen: Callable[[], Numbers],
+    unique: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Hosts are tried in random order; not here, where the last one is the first.
+    monkeypatch.setattr(random, "shuffle", lambda hosts: None)
+    victim = cluster.leader(f"orders.{GROUP}.0", unique)
+    traffic = opened("traffic", where=on_node(cluster, unique, victim))
+    running()
+    with Publishing(traffic, "orders", KEYS) as publishing:
+        handles(seen, 100)
+        part(victim)
+        began = time.monotonic()
+        until(publishing.progressed, "traffic with the majority", seconds=SLOW)
+        handles(seen, 100)
+        print(f"\ncluster split, 100 effects later: {time.monotonic() - began:.1f} s")
+        cluster.rejoin(victim)
+        handles(seen, 100)
+    report("cluster split, publisher in the minority", publishing)
+    all_handled_once(seen, publishing.sent)
+
+
+@pytest.fixture
+def divisible(cluster: RabbitMQCluster) -> Iterator[None]:
+    """Let each part of a split cluster go on by itself, as RabbitMQ does unless it is told to."""
+    for node in cluster.nodes:
+        node.control("eval", f"{_HANDLING}, ignore).")
+    yield
+    cluster.restart(0)
+    for node in cluster.nodes[1:]:
+        node.control("eval", f"{_HANDLING}, pause_minority).")
+
+
+_HANDLING = "application:set_env(rabbit, cluster_partition_handling"
+
+
+@pytest.mark.usefixtures("divisible")
+def test_the_doctor_sees_that_a_cluster_was_split(
+    cluster: RabbitMQCluster, part: Callable[[int], None], recommended: str, postgresql_url: str
+) -> None:
+    def codes() -> dict[str, Severity]:
+        return {one.code: one.severity for one in diagnose(mq)}
+
+    def alone() -> bool:
+        nodes = cluster.nodes[0].api("GET", "/nodes")
+        return [node["name"] for node in nodes if node["running"]] == [cluster.nodes[0].name]
+
+    with ReliableMQ(Settings(broker_url=recommended, database_url=postgresql_url)) as mq:
+        part(0)
+        until(alone, "a node that is alone", seconds=SLOW)
+        cluster.rejoin(0)
+        until(lambda: codes().get("rabbitmq-split") == Severity.ERROR, codes, seconds=SLOW)
+
+
 # --- shares of an ordered group -----------------------------------------------------------------
 
 
@@ -467,3 +554,43 @@ def test_without_a_majority_nothing_is_falsely_confirmed_and_it_goes_on_with_one
     print(f"\na majority again: confirmed after {time.monotonic() - began:.1f} s")
     assert adapter.publish(third, SLOW) == [SENT]
     assert without_repeats(received(adapter, 3)["key"]) == [1, 2, 3]
+
+
+def test_acknowledgements_are_flushed_when_a_majority_has_them(
+    cluster: RabbitMQCluster,
+    topics: dict[str, TopicSpec],
+    opened: Opened,
+    unique: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Hosts are tried in random order; not here, where the last one is the first.
+    monkeypatch.setattr(random, "shuffle", lambda hosts: None)
+    topics["orders"] = TopicSpec(name="orders")
+    publisher = opened("publisher")
+    publisher.declare([topics["orders"]], [GroupSpec(topic="orders", group="audit")])
+    assert publisher.publish(numbered("orders", range(3)), SLOW) == [SENT] * 3
+    leads = cluster.leader("orders.audit", unique)
+    member = opened("member", where=f"{on_node(cluster, unique, leads)}?operation_timeout=3")
+    subscription = member.subscribe(["orders"], "audit", prefetch=2, ordered=False)
+    first = Reader(subscription).take(1)
+    others = {0, 1, 2} - {leads}
+    for one in others:
+        cluster.pause(one)
+    subscription.ack(first)
+    for _ in range(2):
+        with pytest.raises(TransportError):
+            subscription.flush()
+    for one in others:
+        cluster.resume(one)
+    until(lambda: _flushed(subscription), "a majority", seconds=SLOW)
+    subscription.close()
+    again = Reader(publisher.subscribe(["orders"], "audit", prefetch=9, ordered=False))
+    assert sorted(numbers_of(again.take(2, through_outage=True))) == [1, 2]
+
+
+def _flushed(subscription: Subscription) -> bool:
+    try:
+        subscription.flush()
+    except TransportError:
+        return False
+    return True
