@@ -11,6 +11,7 @@ Options, as query parameters of the URL (durations in seconds):
 
 ``wait=0``
     A publish counts as sent once so many replicas have it (``WAIT`` on the same connection).
+    Before the handler of an at-most-once group runs, so many have the acknowledgement.
 ``wait_aof=0``
     1: it counts as sent once the server, and the replicas of ``wait``, have synced it to disk
     (``WAITAOF``, Redis 7.2 or later).

@@ -32,9 +32,10 @@ class OrderedSubscription(StreamSubscription):
     # --- the protocol ---
 
     def ack(self, deliveries: Sequence[Received]) -> None:
-        """Acknowledge at once: when this returns, they are done."""
+        """Acknowledge at once: when this returns, the server has done it."""
         with self._unbroken(f"acknowledging as group {self.group!r}"):
             for lane, groups in self.by_lane(deliveries):
+                lane.unflushed = True
                 commands = [self._ack(stream, group) for stream, group in groups]
                 for (stream, _), count in zip(groups, self.call(lane, commands), strict=True):
                     if count < 0:

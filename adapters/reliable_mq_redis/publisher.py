@@ -27,7 +27,7 @@ from reliable_mq.adapter import SENT, AdapterContext, Outcome, Unknown, Unroutab
 from reliable_mq.crashpoints import crash_point
 from reliable_mq.errors import ReliableMQError
 from reliable_mq.message import Message
-from reliable_mq_redis import keys
+from reliable_mq_redis import copies, keys
 from reliable_mq_redis.chunks import Chunk, Spreader
 from reliable_mq_redis.declare import not_declared
 from reliable_mq_redis.errors import (
@@ -142,23 +142,11 @@ class Publisher:
 
     def _lacking_copies(self, link: Link, deadline: float) -> str | None:
         """Return what the asked-for copies lack; None where all are there or none is asked for."""
-        options = self._options
-        if not (options.wait or options.wait_aof):
+        if not copies.asked_for(self._options):
             return None
-        milliseconds = max(1, round(min(options.wait_timeout, Link.left(deadline)) * 1000))
-        if not options.wait_aof:
-            (replicas,) = self._checked(link, ("WAIT", options.wait, milliseconds), deadline)
-            local = 0
-        else:
-            command = ("WAITAOF", 1, options.wait, milliseconds)
-            ((local, replicas),) = self._checked(link, command, deadline)
-        if replicas >= options.wait and local >= int(options.wait_aof):
-            return None
-        synced = f" and {local} of 1 local file" if options.wait_aof else ""
-        return f"stored, but {replicas} of {options.wait} replicas{synced} confirmed it in time"
-
-    def _checked(self, link: Link, command: Command, deadline: float) -> list[Reply]:
-        return self._servers.checked(link.exchange([command], deadline))
+        command = copies.command(self._options, Link.left(deadline))
+        (reply,) = self._servers.checked(link.exchange([command], deadline))
+        return copies.lacking(self._options, reply)
 
     def _unanswered(self, sends: Sequence[Send], error: Exception, *, sent: bool) -> None:
         """Settle calls that have no reply. Raises the generation of what may come late."""

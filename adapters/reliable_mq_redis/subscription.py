@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from redis.exceptions import ConnectionError as ClientConnectionError
 
 from reliable_mq.adapter import AdapterContext, Batch, Lost, Received, Subscription
-from reliable_mq.errors import ReliableMQError
-from reliable_mq_redis import keys
+from reliable_mq.errors import ReliableMQError, TransportError
+from reliable_mq_redis import copies, keys
 from reliable_mq_redis.declare import check_reading, not_declared
 from reliable_mq_redis.entries import Appetite, Held, received
 from reliable_mq_redis.errors import FAILURES, translated
@@ -49,6 +49,8 @@ class Lane:
     topics: list[str]
     tidier: Tidier
     link: Link | None = None
+    unflushed: bool = False
+    """Something was acknowledged on this connection since it was flushed."""
     streams: dict[str, list[Stream]] = field(default_factory=dict)
 
     def all_streams(self) -> list[Stream]:
@@ -79,6 +81,7 @@ class StreamSubscription(Subscription, ABC):
         self.lease_ms = max(1, round(context.lease * 1000))
         self.held = Held()
         self._prefetch = prefetch
+        self._options = options
         self._appetite = Appetite()
         self._lanes = [
             Lane(share, Tidier(options.trim, member, group, self.lease_ms))
@@ -104,7 +107,27 @@ class StreamSubscription(Subscription, ABC):
         return Batch(deliveries=found, lost=lost)
 
     def flush(self) -> None:
-        """Nothing to wait for: ``ack`` returns when the server has done it."""
+        """Wait for the copies of acknowledgements that ``wait`` and ``wait_aof`` ask for.
+
+        Without these there is nothing to wait for: ``ack`` returns when the server has done it.
+        Raises ``TransportError`` where the copies are not there within ``wait_timeout``, also at
+        the next call, until they are.
+        """
+        if not copies.asked_for(self._options):
+            return
+        for lane in self._lanes:
+            if lane.unflushed:
+                lacking = self._lacking_copies(lane)
+                if lacking is not None:
+                    raise TransportError(f"acknowledging as group {self.group!r}: {lacking}")
+                lane.unflushed = False
+
+    def _lacking_copies(self, lane: Lane) -> str | None:
+        seconds = self._options.wait_timeout
+        with self._unbroken(f"acknowledging as group {self.group!r}"):
+            command = copies.command(self._options, seconds)
+            (reply,) = self.call(lane, [command], blocking=seconds)
+        return copies.lacking(self._options, reply)
 
     def close(self) -> None:
         """See :class:`reliable_mq.adapter.Subscription`."""
@@ -228,6 +251,7 @@ class StreamSubscription(Subscription, ABC):
             if lane.link is not None:
                 self.servers.give_up(lane.link)
                 lane.link = None
+            lane.unflushed = False  # What it acknowledged is reported lost with the rest.
             for stream in lane.all_streams():
                 self.lose(stream)
 

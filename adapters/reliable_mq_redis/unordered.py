@@ -35,7 +35,7 @@ class UnorderedSubscription(StreamSubscription):
     # --- the protocol ---
 
     def ack(self, deliveries: Sequence[Received]) -> None:
-        """Acknowledge at once: when this returns, they are done."""
+        """Acknowledge at once: when this returns, the server has done it."""
         with self._unbroken(f"acknowledging as group {self.group!r}"):
             self._on_mine(scripts.ACK, deliveries)
             self.held.drop(deliveries)
@@ -69,6 +69,7 @@ class UnorderedSubscription(StreamSubscription):
         """Run *script* on those that are out; return how many were still ours, of how many."""
         done = []
         for lane, groups in self.by_lane(deliveries):
+            lane.unflushed |= script is scripts.ACK
             commands = [
                 script.call(
                     [stream.name], self.group, self.me, *args, *(one.receipt for one in group)
