@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from sqlalchemy import text
 
 from reliable_mq import ReliableMQ, Settings
@@ -13,6 +14,7 @@ from reliable_mq.store.inspection import mysql, postgresql
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/doctor.md").read_text()
+BROKERS = (ROOT / "docs/brokers.md").read_text()
 SOURCES = [
     *(ROOT / "reliable_mq/doctor").glob("*.py"),
     *(ROOT / "reliable_mq/store/inspection").glob("*.py"),
@@ -40,6 +42,16 @@ def existing() -> set[str]:
 
 def test_every_finding_is_described_and_nothing_else() -> None:
     assert described() | {"not-checked"} == existing()
+
+
+@pytest.mark.parametrize("kind", ["kafka", "redis"])
+def test_every_finding_of_a_broker_is_described_and_nothing_else(kind: str) -> None:
+    rows = re.findall(r"^\| (`[^|]+`) \| (?:error|warning|info)", BROKERS, re.MULTILINE)
+    told = {code for row in rows for code in re.findall(rf"`({kind}-[a-z-]+)`", row)}
+    found: set[str] = set()
+    for source in (ROOT / f"adapters/reliable_mq_{kind}").glob("*.py"):
+        found |= set(re.findall(rf'"({kind}-[a-z-]+)"', source.read_text()))
+    assert told == found
 
 
 def test_a_group_that_was_given_up_is_gone_after_what_the_page_says(store_url: str) -> None:

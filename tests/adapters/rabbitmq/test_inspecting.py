@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from reliable_mq.adapter import SENT, Adapter, Finding, GroupSpec, Severity, Top
 from reliable_mq.testing.contract.messages import numbered
 from reliable_mq.testing.contract.waiting import wait_for
 from reliable_mq_rabbitmq import limits
-from reliable_mq_rabbitmq.inspection import plain_text_findings
+from reliable_mq_rabbitmq.inspection import Inspection, plain_text_findings
 from reliable_mq_rabbitmq.options import parse
 from tests.adapters.rabbitmq.conftest import GROUP, Broker
 from tests.adapters.rabbitmq.foreign import channel
@@ -396,6 +397,15 @@ def test_an_alarm_is_a_warning(own_server: OwnServer, opened: Opened) -> None:
     assert finding.severity is Severity.WARNING
     assert "alarm" in finding.what
     assert "disk" in finding.what
+
+
+@pytest.mark.parametrize(("version", "codes"), [("3.7.28", ["rabbitmq-version"]), ("3.8.0", [])])
+def test_a_version_without_quorum_queues_is_an_error(version: str, codes: list[str]) -> None:
+    client = SimpleNamespace(server_properties={"version": version})
+    connection: Any = SimpleNamespace(opened=lambda: client)
+    found = [*Inspection(connection, parse("amqp://localhost", {})).findings({}, [])]
+    errors = [one for one in found if one.severity is Severity.ERROR]
+    assert [one.code for one in errors] == codes
 
 
 # --- what the page says -------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from reliable_mq.adapter import SENT, Severity, TopicSpec
 from reliable_mq.testing.contract.messages import numbered
 from reliable_mq.testing.contract.waiting import wait_for
 from reliable_mq_redis.adapter import RedisAdapter
+from reliable_mq_redis.inspect import _version
 from tests.adapters.redis.conftest import Open
 from tests.brokers import Redis
 from tests.conftest import OwnServer
@@ -137,6 +138,14 @@ def test_a_server_that_refuses_writes_for_want_of_replicas_is_an_error(
     (outcome,) = adapter.publish(numbered("t", [2]), 10.0)
     assert "NOREPLICAS" in str(outcome)
     assert findings(adapter) == [("redis-too-few-replicas", Severity.ERROR)]
+
+
+@pytest.mark.parametrize("version", ["6.0.16", "5.0.14", ""])
+def test_a_version_without_the_commands_that_are_needed_is_an_error(version: str) -> None:
+    (finding,) = _version("redis", {"redis_version": version})
+    assert finding.severity is Severity.ERROR
+    assert (version or "unknown") in finding.what
+    assert [*_version("redis", {"redis_version": "6.2.0"})] == []
 
 
 def _replicas_of(server: Redis) -> int:
