@@ -60,17 +60,20 @@ class Ahead:
 class Window:
     """Tells when the client's queue must be emptied to see what waits in it besides records.
 
-    Rebalances come through the same queue, behind the records. Where the application takes few,
-    they would wait for minutes: then the partitions are paused, which empties the queue, until
-    what is kept ahead has been used up.
+    Rebalances and errors come through the same queue, behind the records; where the application
+    takes few, they would wait for minutes. So the partitions are paused then, which throws away
+    what is queued, until what is kept ahead has been used up. What was thrown away is fetched
+    again, megabytes of it and up to half a second later: it is worth that where a rebalance is
+    known to wait (asked for at each *look*), else once in a while (*overdue*).
     """
 
-    _SECONDS = 0.5
+    _LOOK = 0.25
+    _SECONDS = 5.0
     _QUEUE = 6000
     """More than the client queues: behind so many records everything older was seen."""
 
     def __init__(self) -> None:
-        self._began = time.monotonic()
+        self._began = self._looked = time.monotonic()
         self._taken = 0
 
     def note(self, taken: int, asked: int) -> None:
@@ -81,8 +84,16 @@ class Window:
 
     def restart(self) -> None:
         """Begin anew: everything that was in the queue has been seen."""
-        self._began = time.monotonic()
+        self._began = self._looked = time.monotonic()
         self._taken = 0
+
+    def look(self) -> bool:
+        """Tell whether it is time to ask if something waits in the queue; True once at a time."""
+        now = time.monotonic()
+        if now - self._looked < self._LOOK:
+            return False
+        self._looked = now
+        return True
 
     @property
     def overdue(self) -> bool:

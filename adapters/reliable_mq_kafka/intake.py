@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from reliable_mq.adapter import Lost, Received
 from reliable_mq.errors import ReliableMQError
-from reliable_mq_kafka.ahead import Ahead, Window
+from reliable_mq_kafka.ahead import SPARE, Ahead, Window
 from reliable_mq_kafka.commits import Commits
 from reliable_mq_kafka.completed import decode
 from reliable_mq_kafka.config import Clients
@@ -27,6 +27,7 @@ log = logging.getLogger("reliable_mq.kafka")
 _PROBE = 1.0
 _LOOK_UP = 2.0
 _COMMIT_POLL = 0.01
+_OUTCOME = 0.02
 
 
 class Intake:
@@ -44,6 +45,8 @@ class Intake:
         self._window = Window()
         self._steering = Steering(self._share, self._doing)
         self._just_assigned: set[Place] = set()
+        self._generation: object = None
+        self._look_again = 0.0
         self._trouble: ReliableMQError | None = None
         self._lost: list[Lost] = []
         self._leaving = False
@@ -105,17 +108,40 @@ class Intake:
             self._steering.go_on(self._consumer)
             self._window.restart()
         room = self._ahead.room(asked)
-        if room <= 0 or self._window.overdue:
+        if (room <= 0 and timeout) or self._must_look_through():
             self._steering.halt(self._consumer)
         try:
             if self._steering.halted:
                 self._poll(timeout)
-            else:
+            elif room > 0:
                 self._read(room, timeout)
+            elif room > -SPARE:
+                self._look_for_outcome()
         except KafkaException as error:
             self._fail(error_of(error))
             self.broken = True
             raise translate(reason_of(error_of(error)), self._doing) from error
+
+    def _must_look_through(self) -> bool:
+        """Tell whether what the client has queued must be emptied to see what waits behind it.
+
+        That is a rebalance as a rule, and the generation of the group tells of it at once.
+        """
+        if self._steering.halted or not self._window.look():
+            return False
+        before, self._generation = self._generation, self._consumer.consumer_group_metadata()
+        changed = before is not None and before != self._generation
+        return changed or self.commits.failure is not None or self._window.overdue
+
+    def _look_for_outcome(self) -> None:
+        """See whether the commit that is under way has ended: that comes before all records.
+
+        Behind it comes a record, for which there is no room, so it is not looked for too often.
+        """
+        now = time.monotonic()
+        if self.commits.under_way and now >= self._look_again:
+            self._look_again = now + _OUTCOME
+            self._poll(0.0)
 
     def _read(self, room: int, timeout: float) -> None:
         count = self._consume(room)
@@ -244,6 +270,7 @@ class Intake:
         if self._closing:
             return
         now = time.monotonic()
+        self._generation = consumer.consumer_group_metadata()
         self._health.recovered()
         self._steering.begin(consumer, partitions)
         for place in places_of(partitions):

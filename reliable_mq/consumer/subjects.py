@@ -17,6 +17,7 @@ from reliable_mq.consumer.transaction import HandlerTransaction
 from reliable_mq.crashpoints import crash_point
 from reliable_mq.message import Delivery, Message
 from reliable_mq.retry import GiveUp, TryLater
+from reliable_mq.store.dialects import Claimed
 from reliable_mq.store.inbox import Inbox, Seen
 from reliable_mq.store.retries import Retries, Waiting
 from reliable_mq.wire import RawHeaders
@@ -111,14 +112,17 @@ class Fresh:
     def take(self, transaction: HandlerTransaction) -> Result | None:
         """Claim the message; park it where an earlier one of its key waits."""
         books, message = self._books, self.message
-        result = books.claim(transaction, self, done=True)
-        if result is not None:
-            return result
+        claimed = books.claim(transaction, self, done=True)
+        if not isinstance(claimed, Claimed):
+            return claimed
         crash_point("consumer.claimed")
         if not books.ordered:
             return None
         connection = transaction.connection
-        if not books.retries.key_waits(connection, books.group, message.topic, message.key):
+        waits = claimed.waits
+        if waits is None:
+            waits = books.retries.key_waits(connection, books.group, message.topic, message.key)
+        if not waits:
             return None
         books.inbox.mark_waiting(connection, books.group, message.topic, message.id)
         parked = books.failure(self, attempts=0, cause="waits behind an earlier message of its key")
@@ -140,9 +144,9 @@ class Fresh:
         Where it is not new a redelivery was handled meanwhile: then nothing is written.
         """
         books = self._books
-        result = books.claim(transaction, self, done=False)
-        if result is not None:
-            return result
+        claimed = books.claim(transaction, self, done=False)
+        if not isinstance(claimed, Claimed):
+            return claimed
         if isinstance(decision, TryLater):
             books.book.wait(transaction.connection, failure, decision.delay)
             crash_point("failure.retry_written")
@@ -290,20 +294,22 @@ class Books:
 
     def claim(
         self, transaction: HandlerTransaction, subject: Subject, *, done: bool
-    ) -> Result | None:
+    ) -> Claimed | Result:
         """Insert the inbox row; a result means that the message was not new to the group."""
-        connection, message = transaction.connection, subject.message
         try:
-            new = self.inbox.claim(
-                connection, self.group, [message], lock_timeout=LOCK_TIMEOUT, done=done
+            claimed = self.inbox.claim_one(
+                transaction.connection,
+                self.group,
+                subject.message,
+                lock_timeout=LOCK_TIMEOUT,
+                done=done,
+                look_for_key=done and self.ordered,
             )
         except DBAPIError as error:
             if self._dialect.is_lock_timeout(error):
                 return Again(ELSEWHERE_DELAY)
             raise
-        if new:
-            return None
-        return self._not_new(transaction, subject)
+        return claimed if claimed.new else self._not_new(transaction, subject)
 
     def _not_new(self, transaction: HandlerTransaction, subject: Subject) -> Result:
         seen = self.inbox.seen(transaction.connection, self.group, subject.message)

@@ -17,6 +17,7 @@ from reliable_mq.message import Message, fingerprint
 from reliable_mq.store.times import duration_micros
 
 if TYPE_CHECKING:
+    from reliable_mq.store.dialects.base import Claimed
     from reliable_mq.store.store import Store
 
 CLEAN_CHUNK = 5000
@@ -57,6 +58,29 @@ class Inbox:
         ordered = sorted(messages, key=lambda message: message.id.encode())
         rows = [self._row(group, message, done) for message in ordered]
         return self._store.dialect.claim(connection, self._table, rows, lock_timeout=lock_timeout)
+
+    def claim_one(
+        self,
+        connection: Connection,
+        group: str,
+        message: Message,
+        *,
+        lock_timeout: float,
+        done: bool = True,
+        look_for_key: bool = False,
+    ) -> Claimed:
+        """Claim one message; with *look_for_key*, maybe tell whether one of its key waits.
+
+        See :meth:`StoreDialect.claim_one`.
+        """
+        key = message.key.encode() if look_for_key and message.key is not None else None
+        return self._store.dialect.claim_one(
+            connection,
+            self._store.tables,
+            self._row(group, message, done),
+            key=key,
+            lock_timeout=lock_timeout,
+        )
 
     def _row(self, group: str, message: Message, done: bool) -> dict[str, Any]:
         now = self._store.now()

@@ -28,9 +28,15 @@ def row(store: Store, message_id: str, *, done: bool = True) -> dict[str, Any]:
 
 
 def claim(store: Store, connection: Connection, *ids: str, lock_timeout: float = 5.0) -> set[str]:
+    """Claim *ids*, one alone in the way that there is for one; return the new ones."""
     rows = [row(store, message_id) for message_id in sorted(ids)]
-    inbox = store.tables.inbox
-    return store.dialect.claim(connection, inbox, rows, lock_timeout=lock_timeout)
+    if len(rows) > 1:
+        inbox = store.tables.inbox
+        return store.dialect.claim(connection, inbox, rows, lock_timeout=lock_timeout)
+    claimed = store.dialect.claim_one(
+        connection, store.tables, rows[0], key=None, lock_timeout=lock_timeout
+    )
+    return set(ids) if claimed.new else set()
 
 
 def in_begun(bridge: Bridge, work: Callable[[Connection], Any], **options: Any) -> Any:

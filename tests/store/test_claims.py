@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
+from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import Connection, event, select, text
 from sqlalchemy.exc import DBAPIError
 
-from reliable_mq.store.dialects import Trouble
+from reliable_mq.message import Message
+from reliable_mq.store.dialects import Claimed, Trouble
+from reliable_mq.store.retries import Retries
 from tests.store.claims import claim, in_begun, on_servers, row
 
 pytestmark = pytest.mark.timeout(60)
@@ -27,12 +31,17 @@ def test_a_claim_writes_every_column(bridge):
     store = bridge.store
 
     def work(connection: Connection) -> Any:
-        waiting = [row(store, "waiting", done=False)]
-        store.dialect.claim(connection, store.tables.inbox, waiting, lock_timeout=1)
-        claim(store, connection, "done")
         now = round(time.time() * 1e6)
-        fixed = [row(store, "fixed") | {"received_at": now, "done_at": now}]
-        store.dialect.claim(connection, store.tables.inbox, fixed, lock_timeout=1)
+        rows = {
+            "waiting": row(store, "waiting", done=False),
+            "done": row(store, "done"),
+            "fixed": row(store, "fixed") | {"received_at": now, "done_at": now},
+        }
+        for name, one in rows.items():
+            tables = store.tables
+            store.dialect.claim(connection, tables.inbox, [one], lock_timeout=1)
+            alone = {**one, "message_id": f"{name} alone"}
+            store.dialect.claim_one(connection, tables, alone, key=b"k", lock_timeout=1)
         return {
             found.message_id: (
                 found.consumer_group,
@@ -45,11 +54,40 @@ def test_a_claim_writes_every_column(bridge):
         }
 
     common = ("billing", "orders", b"\x00\xff" * 8, True)
-    assert in_begun(bridge, work) == {
-        "waiting": (*common, False),
-        "done": (*common, True),
-        "fixed": (*common, True),
-    }
+    written = {"waiting": (*common, False), "done": (*common, True), "fixed": (*common, True)}
+    alone = {f"{name} alone": columns for name, columns in written.items()}
+    assert in_begun(bridge, work) == written | alone
+
+
+def test_a_claim_may_tell_whether_a_message_of_its_key_waits(bridge):
+    store = bridge.store
+    key = uuid4().hex  # the table of retries outlives this test
+    tells = store.dialect.name == "postgresql"
+
+    def claimed(message_id: str, key: str | None) -> Claimed:
+        found: Claimed = in_begun(
+            bridge,
+            lambda connection: store.dialect.claim_one(
+                connection,
+                store.tables,
+                row(store, message_id),
+                key=None if key is None else key.encode(),
+                lock_timeout=1,
+            ),
+        )
+        return found
+
+    def wait(connection: Connection) -> None:
+        message = Message(id=key, topic="orders", key=key, body=b"", time=datetime.now(UTC))
+        Retries(store).add(connection, "billing", message, [], attempt=1)
+
+    none_waits, one_waits = (False, True) if tells else (None, None)
+    assert claimed("a", None) == Claimed(new=True, waits=None)
+    assert claimed("b", key) == Claimed(new=True, waits=none_waits)
+    in_begun(bridge, wait)
+    assert claimed("c", key) == Claimed(new=True, waits=one_waits)
+    assert claimed("d", "another") == Claimed(new=True, waits=none_waits)
+    assert claimed("d", key) == Claimed(new=False, waits=one_waits)
 
 
 @pytest.mark.parametrize("ids", [("b",), ("a", "b", "c")], ids=["alone", "in a batch"])

@@ -56,6 +56,12 @@ def test_a_truth_without_fault_has_no_violation():
     assert violations(GOOD) == []
 
 
+def test_a_group_that_acknowledges_first_may_have_lost_everything():
+    lost = replace(GOOD, effects={"most": []}, dead={"most": []}, calls=[], graves=[])
+    assert violations(replace(lost, may_lose=frozenset({"most"}))) == []
+    assert violations(lost)
+
+
 def test_a_redelivery_beside_a_waiting_retry_is_no_attempt_too_soon():
     calls = [call("fail", 1, 1.0), call("call", 1, 1.2), call("fail", 1, 1.2), call("call", 2, 1.3)]
     assert violations(replace(GOOD, calls=calls)) != []

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from reliable_mq.errors import ConfigurationError
-from reliable_mq.store.dialects.base import StoreDialect, Trouble
+from reliable_mq.store.dialects.base import Claimed, StoreDialect, Trouble
 from reliable_mq.store.dialects.mysql import MySQL
 from reliable_mq.store.dialects.postgresql import PostgreSQL
 from reliable_mq.store.dialects.sqlite import SQLite
 
-__all__ = ["StoreDialect", "Trouble", "dialect_of"]
+__all__ = ["Claimed", "StoreDialect", "Trouble", "dialect_of"]
 
 _DIALECTS: dict[str, type[StoreDialect]] = {
     "postgresql": PostgreSQL,

@@ -16,10 +16,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Engine, Insert, Table
 from sqlalchemy.exc import DBAPIError
+
+if TYPE_CHECKING:
+    from reliable_mq.store.tables import Tables
 
 Row = Mapping[str, Any]
 
@@ -62,6 +65,14 @@ class Trouble(Enum):
     """The connection is lost; whether a COMMIT under way took effect is unknown."""
     OTHER = "other"
     """Anything else: the statement's own fault."""
+
+
+class Claimed(NamedTuple):
+    """What became of the claim of one message."""
+
+    new: bool
+    waits: bool | None
+    """Whether an earlier message of its key waits for a retry; None where nobody has looked."""
 
 
 class StoreDialect(ABC):
@@ -108,6 +119,24 @@ class StoreDialect(ABC):
         transaction is inserting is waited for up to *lock_timeout* seconds; then the error is
         one that :meth:`is_lock_timeout` recognises, and the transaction must be rolled back.
         """
+
+    def claim_one(
+        self,
+        connection: Connection,
+        tables: Tables,
+        row: Row,
+        *,
+        key: bytes | None,
+        lock_timeout: float,
+    ) -> Claimed:
+        """Insert one inbox *row* as :meth:`claim` does.
+
+        With the message's *key* it also tells whether a row of that key waits in the retry table
+        where that takes no further statement: as of the statement's beginning, which is before
+        it may have waited for another transaction.
+        """
+        new = self.claim(connection, tables.inbox, [row], lock_timeout=lock_timeout)
+        return Claimed(bool(new), None)
 
     @abstractmethod
     def is_lock_timeout(self, error: DBAPIError) -> bool:

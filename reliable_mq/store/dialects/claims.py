@@ -23,21 +23,21 @@ Expressions = Mapping[str, ColumnElement[Any]]
 class Statements(Generic[S]):
     """A cache of what *build* returns for a table and the columns that hold SQL expressions."""
 
-    def __init__(self, build: Callable[[Table, Expressions], S]) -> None:
+    def __init__(self, build: Callable[..., S]) -> None:
         self._build = build
-        self._made: WeakKeyDictionary[Table, dict[tuple[Any, ...], tuple[S, Expressions]]]
+        self._made: WeakKeyDictionary[Table, dict[tuple[Any, ...], tuple[S, Any]]]
         self._made = WeakKeyDictionary()
         self._lock = Lock()
 
-    def of(self, table: Table, row: Row) -> S:
-        """Return the statement for *table* and rows like *row*."""
+    def of(self, table: Table, row: Row, *others: Table) -> S:
+        """Return what is built of *table*, the SQL expressions of *row*, and *others*."""
         expressions = {k: v for k, v in row.items() if isinstance(v, ColumnElement)}
         # By identity: comparing expressions with == makes another expression.
-        key = tuple((name, id(value)) for name, value in expressions.items())
+        key = (*((name, id(value)) for name, value in expressions.items()), *map(id, others))
         known = self._made.get(table, {}).get(key)
         if known is None:
-            # The expressions are kept beside it, so that no other one gets the same id.
-            known = (self._build(table, expressions), expressions)
+            # What it was built of is kept beside it, so that nothing else gets the same id.
+            known = (self._build(table, expressions, *others), (expressions, others))
             with self._lock:
                 self._made.setdefault(table, {})[key] = known
         return known[0]

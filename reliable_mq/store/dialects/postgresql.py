@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     BigInteger,
@@ -12,32 +12,29 @@ from sqlalchemy import (
     Connection,
     Engine,
     Insert,
-    LargeBinary,
-    Select,
-    String,
     Table,
-    bindparam,
-    column,
     event,
-    func,
     literal_column,
-    select,
     text,
-    true,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError, InterfaceError
 from typing_extensions import override
 
 from reliable_mq.store.dialects.base import (
     LASTING,
+    Claimed,
     Row,
     StoreDialect,
     Trouble,
     driver_error,
     is_ours,
 )
-from reliable_mq.store.dialects.claims import Expressions, Statements
+from reliable_mq.store.dialects.claims import Statements, parameters
+from reliable_mq.store.dialects.postgresql_claims import TIMES, claim, claim_one
+
+if TYPE_CHECKING:
+    from reliable_mq.store.tables import Tables
 
 _BUSY = {
     "40001",  # serialization_failure
@@ -51,9 +48,6 @@ _MISSING = {"42P01", "3F000"}  # undefined_table, invalid_schema_name
 
 _SCHEMA_LOCK = 7307218391044825458  # any number, the same in every process
 _LIMIT = "reliable_mq_idle_limit"
-_TIMES = ("received_at", "done_at")
-
-_LOCK_TIMEOUT: ColumnElement[str] = literal_column("'lock_timeout'", String)
 
 # now() is frozen at the transaction's begin.
 _NOW: ColumnElement[int] = literal_column(
@@ -67,7 +61,8 @@ class PostgreSQL(StoreDialect):
     name = "postgresql"
 
     def __init__(self) -> None:
-        self._claims = Statements(_claim)
+        self._claims = Statements(claim)
+        self._single_claims = Statements(claim_one)
 
     @override
     def now(self) -> ColumnElement[int]:
@@ -113,10 +108,30 @@ class PostgreSQL(StoreDialect):
             "topic": first["topic"],
             "ids": [row["message_id"] for row in rows],
             "fingerprints": [row["fingerprint"] for row in rows],
-            **{name: first[name] for name in _TIMES if not isinstance(first[name], ColumnElement)},
+            **{name: first[name] for name in TIMES if not isinstance(first[name], ColumnElement)},
         }
         new, _ = connection.execute(self._claims.of(inbox, first), values).one()
         return set(new or ())
+
+    @override
+    def claim_one(
+        self,
+        connection: Connection,
+        tables: Tables,
+        row: Row,
+        *,
+        key: bytes | None,
+        lock_timeout: float,
+    ) -> Claimed:
+        values = parameters(row)
+        values["lock_timeout"] = str(max(1, round(lock_timeout * 1000)))
+        if key is None:
+            alone = self._single_claims.of(tables.inbox, row)
+            return Claimed(bool(alone.execute(connection, [values]).one()[0]), None)
+        values["message_key"] = key
+        looking = self._single_claims.of(tables.inbox, row, tables.retry)
+        found: Any = looking.execute(connection, [values]).one()
+        return Claimed(bool(found[0]), found[2])
 
     @override
     def is_lock_timeout(self, error: DBAPIError) -> bool:
@@ -173,43 +188,6 @@ def _set_for_good(connection: Connection, limit: int) -> None:
     connection.exec_driver_sql(f"SET idle_in_transaction_session_timeout = {limit}")
     connection.commit()
     connection.info[_LIMIT] = limit
-
-
-def _claim(inbox: Table, expressions: Expressions) -> Select[Any]:
-    """Return set lock time-out, insert, restore lock time-out: one statement, one round trip.
-
-    Each step reads from the one before it, and an aggregate reads all rows before its SELECT
-    list is evaluated: so that is their order. The handler's own statements keep their limit.
-    """
-    before = _step(select(func.current_setting(_LOCK_TIMEOUT).label("value")), "before")
-    limit = func.set_config(_LOCK_TIMEOUT, bindparam("lock_timeout", type_=String), true())
-    bounded = _step(select(limit.label("value")).select_from(before), "bounded")
-    given = func.unnest(
-        bindparam("ids", type_=ARRAY(String)), bindparam("fingerprints", type_=ARRAY(LargeBinary))
-    )
-    items = given.table_valued(column("id", String), column("fingerprint", LargeBinary))
-    items = items.render_derived("item")
-    source = {
-        "consumer_group": bindparam("consumer_group", type_=String),
-        "topic": bindparam("topic", type_=String),
-        "message_id": items.c.id,
-        "fingerprint": items.c.fingerprint,
-        **{name: expressions.get(name, bindparam(name, type_=BigInteger)) for name in _TIMES},
-    }
-    chosen = select(*source.values()).select_from(items).join(bounded, true())
-    new = (
-        insert(inbox)
-        .from_select(list(source), chosen)
-        .on_conflict_do_nothing()
-        .returning(inbox.c.message_id)
-        .cte("new")
-    )
-    restored = func.set_config(_LOCK_TIMEOUT, select(before.c.value).scalar_subquery(), true())
-    return select(func.array_agg(new.c.message_id), restored)
-
-
-def _step(query: Select[Any], name: str) -> Any:
-    return query.cte(name).prefix_with("MATERIALIZED", dialect="postgresql")
 
 
 def _sqlstate(error: BaseException) -> str | None:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
-from sqlalchemy import ColumnElement, Connection, Dialect, Engine, Insert, Table, insert
-from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy import ColumnElement, Connection, Engine, Insert, Table, insert
 
 from reliable_mq.crashpoints import crash_point
 from reliable_mq.errors import NoTransactionError
 from reliable_mq.message import Message
 from reliable_mq.store.codec import pack_headers
-from reliable_mq.store.columns import MYSQL_FAMILY
 from reliable_mq.store.dialects.base import is_autocommit
+from reliable_mq.store.direct import Direct
 from reliable_mq.store.tables import OUTBOX_SLOTS, slot_of
 from reliable_mq.store.times import to_micros
 
@@ -113,48 +111,19 @@ class Pending:
 
 
 class OutboxInsert:
-    """The INSERT of one outbox table, compiled once for each engine.
+    """The INSERT of one outbox table.
 
-    It goes to the driver as it is: an application's transaction often consists of one other
-    statement, and what SQLAlchemy does to each execution would cost a good part of that again.
+    An application's transaction often consists of one other statement: hence :class:`Direct`.
     """
 
     def __init__(self, table: Table, now: ColumnElement[int]) -> None:
         # Inline: nobody needs the new ids, so none is asked for (RETURNING).
         self.statement: Insert = insert(table).inline().values(created_at=now)
-        self._compiled: WeakKeyDictionary[Dialect, _Compiled] = WeakKeyDictionary()
+        self._direct = Direct(self.statement, COLUMNS, identifiers=TEXT_COLUMNS)
 
     def execute(self, connection: Connection, rows: Sequence[OutboxRow]) -> None:
         """Insert *rows*, at least one, numbered in their order."""
-        dialect = connection.dialect
-        compiled = self._compiled.get(dialect)
-        if compiled is None:
-            compiled = self._compiled[dialect] = _Compiled(self.statement, dialect)
-        if compiled.is_plain:
-            connection.exec_driver_sql(compiled.sql, compiled.parameters(rows))
-        else:
-            connection.execute(self.statement, rows)
-
-
-class _Compiled:
-    def __init__(self, statement: Insert, dialect: Dialect) -> None:
-        compiled = statement.compile(dialect=dialect, column_keys=list(COLUMNS))
-        assert isinstance(compiled, SQLCompiler)  # noqa: S101 - what compiling DML gives
-        self.sql = compiled.string
-        # An injected clock may have parameters of its own, for SQLAlchemy to fill in.
-        self.is_plain = set(compiled.binds) == set(COLUMNS)
-        self._order = compiled.positiontup
-        self._encoded = TEXT_COLUMNS if dialect.name in MYSQL_FAMILY else ()
-
-    def parameters(self, rows: Sequence[OutboxRow]) -> Any:
-        values = [self._values(row) for row in rows]
-        return values[0] if len(values) == 1 else values
-
-    def _values(self, row: OutboxRow) -> Any:
-        for name in self._encoded:
-            value = row[name]
-            row[name] = value.encode() if isinstance(value, str) else value
-        return row if self._order is None else tuple(row[name] for name in self._order)
+        self._direct.execute(connection, rows)
 
 
 def write(store: Store, connection: Connection, messages: Sequence[Message]) -> None:

@@ -16,6 +16,7 @@ from reliable_mq.testing.contract.messages import LIMITS, message, numbered, num
 from reliable_mq.testing.contract.readers import Reader
 from reliable_mq.testing.contract.waiting import Deadline, wait_for
 from reliable_mq_kafka.adapter import KafkaAdapter
+from reliable_mq_kafka.ahead import Window
 from reliable_mq_kafka.subscription import KafkaSubscription
 from tests.adapters.kafka import records
 from tests.adapters.kafka.conftest import Committed, Declare, Open, Subscribe
@@ -150,6 +151,32 @@ def test_a_full_member_lets_others_in_although_its_client_has_thousands_queued(
     assert len(full.held) <= 5
 
 
+def test_a_busy_member_commits_and_keeps_what_its_client_has_fetched(
+    adapter: KafkaAdapter, declare: Declare, subscribe: Subscribe, committed: Committed
+) -> None:
+    topic = declare()
+    fill(adapter, topic, range(3000))
+    reader = Reader(subscribe(topic, prefetch=5))
+    taken = reader.take(5)
+    reader.ack(taken[:2])
+    intake = own_of(reader.subscription)._intake
+    assert intake is not None
+    wait_for(
+        lambda: intake.commits.settled, "the commit's outcome",
+        meanwhile=lambda: reader.step(limit=0, timeout=0.0),
+    )  # fmt: skip
+    assert committed(topic) == 2
+    assert not intake._steering.halted
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is queued is looked through often, which pauses the partitions."""
+    monkeypatch.setattr(Window, "_LOOK", 0.0)
+    monkeypatch.setattr(Window, "_SECONDS", 0.02)
+
+
+@pytest.mark.usefixtures("_impatient")
 def test_a_trickle_of_room_still_delivers_everything_in_order(
     adapter: KafkaAdapter, declare: Declare, subscribe: Subscribe
 ) -> None:
@@ -172,6 +199,7 @@ def test_a_trickle_of_room_still_delivers_everything_in_order(
     assert intake_halts, "nothing was tested: the partition was never paused"
 
 
+@pytest.mark.usefixtures("_impatient")
 def test_a_partition_that_comes_back_after_it_was_lost_while_paused_is_read_again(
     adapter: KafkaAdapter, open_one: Open, declare: Declare, subscribe: Subscribe
 ) -> None:

@@ -1,0 +1,78 @@
+"""Statements that go to the driver as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Connection, CursorResult, Dialect, Insert, Select
+from sqlalchemy.sql.compiler import SQLCompiler
+
+from reliable_mq.store.columns import MYSQL_FAMILY
+
+Values = Mapping[str, Any]
+
+
+class Direct:
+    """A statement, compiled once for each engine.
+
+    What SQLAlchemy does to each execution of one costs as much as the driver does, and these are
+    run for every message. Values reach the driver unchanged, so they must be of types that need
+    no conversion; but text of *identifiers* is encoded where the columns hold bytes (MariaDB and
+    MySQL). *names* are those of all values.
+    """
+
+    def __init__(
+        self,
+        statement: Insert | Select[Any],
+        names: Collection[str],
+        *,
+        identifiers: Collection[str] = (),
+    ) -> None:
+        self.statement = statement
+        self._names = tuple(names)
+        self._identifiers = tuple(identifiers)
+        self._compiled: WeakKeyDictionary[Dialect, _Compiled] = WeakKeyDictionary()
+
+    def execute(self, connection: Connection, rows: Sequence[Values]) -> CursorResult[Any]:
+        """Execute it with the values of each of *rows*, at least one."""
+        dialect = connection.dialect
+        compiled = self._compiled.get(dialect)
+        if compiled is None:
+            encoded = self._identifiers if dialect.name in MYSQL_FAMILY else ()
+            compiled = _Compiled(self.statement, dialect, self._names, encoded)
+            self._compiled[dialect] = compiled
+        if not compiled.is_plain:
+            return connection.execute(self.statement, rows)
+        return connection.exec_driver_sql(compiled.sql, compiled.parameters(rows))
+
+
+class _Compiled:
+    def __init__(
+        self,
+        statement: Insert | Select[Any],
+        dialect: Dialect,
+        names: Sequence[str],
+        encoded: Sequence[str],
+    ) -> None:
+        compiled = statement.compile(dialect=dialect, column_keys=list(names))
+        assert isinstance(compiled, SQLCompiler)  # noqa: S101 - what compiling gives
+        self.sql = compiled.string
+        # An injected clock may have parameters of its own, for SQLAlchemy to fill in.
+        self.is_plain = set(compiled.binds) == set(names)
+        self._order = compiled.positiontup
+        self._encoded = encoded
+
+    def parameters(self, rows: Sequence[Values]) -> Any:
+        values = [self._values(row) for row in rows]
+        return values[0] if len(values) == 1 else values
+
+    def _values(self, row: Values) -> Any:
+        if self._encoded:
+            row = {**row, **{name: _bytes(row[name]) for name in self._encoded}}
+        return row if self._order is None else tuple(row[name] for name in self._order)
+
+
+def _bytes(value: Any) -> Any:
+    return value.encode() if isinstance(value, str) else value
