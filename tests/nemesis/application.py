@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from tests.sweep import application as sweep
 from tests.sweep.application import History, Job, Place, effect, metadata
 
 GROUPS = ("ordered", "batch", "async", "least")
+EXACTLY = "exactly"
+"""The group with Kafka's own transactions, where that is the broker and somebody asks for it."""
+WITH_EXACTLY_ONCE = os.environ.get("RMQ_NEMESIS_EXACTLY") == "1"
 ACCOUNTS = 6
 
 account = Table(
@@ -42,6 +46,12 @@ class Arena(Place):
                 consumer={"lease": 4, "idle_in_transaction": 6, "shutdown_timeout": 15},
             )
         )
+
+
+def groups_of(arena: Arena) -> tuple[str, ...]:
+    """Return the groups that must end every message."""
+    on_kafka = arena.broker_url.startswith("kafka")
+    return (*GROUPS, EXACTLY) if on_kafka and WITH_EXACTLY_ONCE else GROUPS
 
 
 class Mended:
@@ -100,7 +110,27 @@ def build(arena: Arena) -> ReliableMQ:
     def bury(job: Job, session: Session) -> None:
         sweep._leave(session, arena, "graves", job)
 
+    if EXACTLY in groups_of(arena):
+        _exactly_once(mq, arena, history)
     return mq
+
+
+def _exactly_once(mq: ReliableMQ, arena: Arena, history: History) -> None:
+    """Its effects are what it publishes, and its dead letters are in their topic alone."""
+    outputs = mq.topic(f"{arena.cell}.out", Job, partitions=sweep.PARTITIONS)
+
+    @mq.handler(arena.cell, group=EXACTLY, guarantee="exactly-once")
+    def hand_on(job: Job, delivery: Delivery) -> None:
+        with sweep._attempt(history, job, delivery):
+            mq.publish(outputs, job, key=job.key)
+
+    @mq.handler(outputs, group="reader")
+    def read(job: Job, session: Session) -> None:
+        sweep._leave(session, arena, EXACTLY, job)
+
+    @mq.handler(f"{arena.cell}.{EXACTLY}.dlq", group="exact-graves")
+    def bury_exactly(job: Job, session: Session) -> None:
+        sweep._leave(session, arena, "exact-graves", job)
 
 
 def _counted(number: int) -> Update:

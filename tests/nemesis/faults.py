@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from tests.brokers import Server
+from tests.nemesis.clocks import Clocks
+from tests.nemesis.disks import Disk, recover
 from tests.nemesis.members import Crew, Member
 from tests.nemesis.proxy import Proxy, Trouble
 from tests.nemesis.rival import Rival
@@ -76,17 +78,23 @@ class Schedule(ABC):
 
 
 class Surroundings(Schedule):
-    """Servers are killed and stopped, links go bad."""
+    """Servers are killed and stopped, links go bad, a disk is full."""
 
     def __init__(
-        self, seed: int, folder: Path, servers: Mapping[str, Server], proxies: Mapping[str, Proxy]
+        self,
+        seed: int,
+        folder: Path,
+        servers: Mapping[str, Server],
+        proxies: Mapping[str, Proxy],
+        disk: Disk | None = None,
     ) -> None:
         super().__init__(seed, folder)
         self._servers = servers
         self._proxies = proxies
+        self._disk = disk
 
     def faults(self) -> Mapping[str, Fault]:
-        """Return kill and freeze for each server, and every trouble for each link."""
+        """Return kill and freeze for each server, every trouble for each link, a full disk."""
         found: dict[str, Fault] = {}
         for name, server in self._servers.items():
             found[f"{name} killed"] = partial(self._kill, server)
@@ -95,6 +103,8 @@ class Surroundings(Schedule):
             for trouble in Trouble:
                 if trouble is not Trouble.LOST_COMMIT or name == "database":
                     found[f"{name} {trouble.value}"] = partial(self._trouble, proxy, trouble)
+        if self._disk is not None:
+            found["disk full"] = partial(self._fill, self._disk)
         return found
 
     def _kill(self, server: Server) -> None:
@@ -107,6 +117,11 @@ class Surroundings(Schedule):
         self.over.wait(self.rng.uniform(1.0, 6.0))
         server.resume()
 
+    def _fill(self, disk: Disk) -> None:
+        disk.fill(self.rng.uniform(2.0, 6.0), self.over)
+        if "database" in self._servers:
+            recover(self._servers["database"])
+
     def _trouble(self, proxy: Proxy, trouble: Trouble) -> None:
         proxy.begin(
             trouble, share=self.rng.choice((0.5, 1.0)), delay=self.rng.choice((0.02, 0.1, 0.4))
@@ -116,16 +131,23 @@ class Surroundings(Schedule):
 
 
 class Ourselves(Schedule):
-    """Processes of the application are killed, stopped, replaced, joined; a rival takes locks."""
+    """Processes of the application are killed, stopped, replaced, joined; their clocks jump.
 
-    def __init__(self, seed: int, folder: Path, crew: Crew, rival: Rival) -> None:
+    A rival takes locks.
+    """
+
+    def __init__(
+        self, seed: int, folder: Path, crew: Crew, rival: Rival, clocks: Clocks | None = None
+    ) -> None:
         super().__init__(seed, folder)
+        self._clocks = clocks
         self._crew = crew
         self._rival = rival
 
     def faults(self) -> Mapping[str, Fault]:
         """Return a kill for each role and the rest; kills of what works are the most frequent."""
-        return {
+        jumps = {} if self._clocks is None else {"clocks jump": partial(self._jump, self._clocks)}
+        return jumps | {
             "relay killed": partial(self._kill, "relay"),
             "consumer killed": partial(self._kill, "consumer"),
             "consumer killed again": partial(self._kill, "consumer"),
@@ -171,6 +193,12 @@ class Ourselves(Schedule):
         if (code := member.wait()) not in (0, -signal.SIGTERM):  # the latter before it has begun
             self.violations.append(f"I10: a {member.role} that was replaced ended with {code}")
         member.restart()
+
+    def _jump(self, clocks: Clocks) -> None:
+        """Move one clock after the other; where they are in the end, there they stay."""
+        for _ in range(6):
+            self.note("clock", now=clocks.jump(self.rng))
+            self.over.wait(self.rng.uniform(0.3, 1.2))
 
     def _harass(self) -> None:
         self._rival.harass(self.rng.uniform(3.0, 8.0), self.over)

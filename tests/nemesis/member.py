@@ -14,9 +14,11 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[2]))
 
 from tests.nemesis.application import Arena, build
+from tests.nemesis.clocks import note_jumps
 from tests.nemesis.producing import produce
 from tests.nemesis.recording import Recorder
 from tests.nemesis.replaying import replay
+from tests.sweep.application import History
 
 WORK = {"producer": produce, "replayer": replay}
 
@@ -29,6 +31,8 @@ def end_with_the_test() -> None:
 
 def main(role: str, life: int, seed: int, arena: Arena) -> None:
     """Be that process until SIGTERM."""
+    history = History(Path(arena.folder))
+    threading.Thread(target=note_jumps, args=(history,), daemon=True).start()
     with build(arena) as mq:
         if role in WORK:
             stop = threading.Event()

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tests.nemesis.application import Arena
+from tests.nemesis.clocks import Clocks
 
 SCRIPT = Path(__file__).with_name("member.py")
 ROLES = ("relay", "relay", "consumer", "consumer", "consumer", "producer", "producer", "replayer")
@@ -73,8 +74,9 @@ class Member:
 class Crew:
     """All members, also those of a storm. ``launch`` is for any thread."""
 
-    def __init__(self, arena: Arena, seed: int) -> None:
+    def __init__(self, arena: Arena, seed: int, clocks: Clocks | None = None) -> None:
         self._arena = arena
+        self._clocks = clocks
         self._seed = seed
         self._lives = itertools.count(1)
         self._lock = threading.Lock()
@@ -104,6 +106,8 @@ class Crew:
             arena = json.dumps(asdict(self._arena))
             command = [sys.executable, str(SCRIPT), role, str(life), str(self._seed), arena]
             environment = {n: v for n, v in os.environ.items() if n != "RMQ_CRASH"}
+            if self._clocks is not None:
+                environment |= self._clocks.environment(life)
             process = subprocess.Popen(
                 command, stdin=self._until_we_end, stdout=log, stderr=log, env=environment
             )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from sqlalchemy import create_engine, insert, make_url
 
@@ -18,18 +19,29 @@ from reliable_mq import ReliableMQ
 from tests.brokers import Server
 from tests.e2e.brokers import quick
 from tests.nemesis.application import ACCOUNTS, Arena, account, build
+from tests.nemesis.clocks import Clocks
+from tests.nemesis.disks import Disk, move_onto_disk
 from tests.nemesis.faults import Ourselves, Schedule, Surroundings
 from tests.nemesis.members import Crew
 from tests.nemesis.proxy import Proxy
 from tests.nemesis.rival import Rival
 from tests.nemesis.soak import Life, Watch
 from tests.nemesis.truth import Findings, read, waiting
+from tests.nemesis.unable import UnableError
 from tests.sweep.application import metadata
 from tests.sweep.invariants import missing
 
 Start = Callable[..., Server]
+P = ParamSpec("P")
+T = TypeVar("T")
+SECONDS = float(os.environ.get("RMQ_NEMESIS_SECONDS", "100"))
+"""How long faults are dealt."""
 SETTLE = float(os.environ.get("RMQ_NEMESIS_SETTLE", "300"))
 """Seconds in which everything must be at rest after the last fault."""
+DISK_MIB = {"sqlite": 64 + SECONDS / 20, "postgresql": 256 + SECONDS / 10}
+"""The disks that get full, by their database. An empty PostgreSQL takes 40 MiB."""
+FULL = ("No space left on device", "database or disk is full")
+"""What one reads of a full disk."""
 
 
 @dataclass
@@ -43,6 +55,8 @@ class Result:
     rival: tuple[int, int]
     """Transactions of the rival that went through, and that had to give way."""
     lives: list[Life]
+    refusals: int
+    """How often somebody was told that the disk is full."""
     settled: float
     """Seconds from the end of the faults until nothing waited any more."""
 
@@ -66,6 +80,8 @@ class World:
         self.servers: dict[str, Server] = {}
         self.proxies: dict[str, Proxy] = {}
         self._folder = Path(place.folder)
+        self._disk: Disk | None = None
+        self._clocks = self._if_able(self._make_clocks, database)
         direct_database, database_url = self._database(database, start)
         direct_broker, broker_url = self._broker(place.broker_url, start)
         self._arena = replace(place, broker_url=broker_url, database_url=database_url)
@@ -76,9 +92,16 @@ class World:
     def _database(self, kind: str, start: Start) -> tuple[str, str]:
         """Return its URL, and that of the link to it: of a file they are the same."""
         if kind == "sqlite":
-            url = f"sqlite:///{self._folder / 'store.db'}"
+            folder = self._folder / "disk"
+            folder.mkdir()
+            self._disk = self._if_able(Disk, folder, DISK_MIB[kind])
+            self._unmount_in_the_end()
+            url = f"sqlite:///{folder / 'store.db'}"
             return url, url
-        server = self.servers["database"] = start(kind)
+        server = self.servers["database"] = start(kind, _DATABASE.get(kind))
+        if kind in DISK_MIB:
+            self._disk = self._if_able(move_onto_disk, server, DISK_MIB[kind])
+            self._unmount_in_the_end()
         proxy = self._proxy("database")
         proxy.start(make_url(server.url).port or 0)
         return server.url, _through(proxy, server.url)
@@ -91,6 +114,21 @@ class World:
         url = quick(kind, server.url)
         proxy.start(make_url(server.url).port or 0)
         return url, _through(proxy, url)
+
+    def _if_able(self, make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Return what *make* makes, None where this machine cannot; say why."""
+        try:
+            return make(*args, **kwargs)
+        except UnableError as error:
+            print(f"left out: {error}")
+            return None
+
+    def _unmount_in_the_end(self) -> None:
+        if self._disk is not None:
+            self._stack.callback(self._disk.close)
+
+    def _make_clocks(self, database: str) -> Clocks:
+        return Clocks(self._folder, one_machine=database == "sqlite")
 
     def _proxy(self, name: str) -> Proxy:
         proxy = self.proxies[name] = Proxy(random.Random(f"{self._seed} proxy {name}"))
@@ -110,7 +148,7 @@ class World:
         return self._look(mq, cast)
 
     def _cast(self, mq: ReliableMQ) -> Cast:
-        crew = Crew(self._arena, self._seed)
+        crew = Crew(self._arena, self._seed, self._clocks)
         self._stack.callback(crew.close)
         crew.start()
         rival = Rival(self.direct.database_url, mq, random.Random(f"{self._seed} rival"))
@@ -120,8 +158,8 @@ class World:
             rival=rival,
             lives=[Life(one.role, one.pid) for one in crew.members if one.spared],
             schedules=[
-                Surroundings(self._seed, self._folder, self.servers, self.proxies),
-                Ourselves(self._seed, self._folder, crew, rival),
+                Surroundings(self._seed, self._folder, self.servers, self.proxies, self._disk),
+                Ourselves(self._seed, self._folder, crew, rival, self._clocks),
             ],
         )
 
@@ -143,8 +181,16 @@ class World:
             hits={name: proxy.hits for name, proxy in self.proxies.items()},
             rival=(cast.rival.locked, cast.rival.refused),
             lives=cast.lives,
+            refusals=self._refusals(),
             settled=settled,
         )
+
+    def _refusals(self) -> int:
+        logs = [self._folder / "members.log", self._folder / "history"]
+        if "database" in self.servers:
+            logs.append(self.servers["database"].log)
+        texts = [log.read_text(errors="replace") for log in logs if log.exists()]
+        return sum(text.count(refusal) for text in texts for refusal in FULL)
 
     def _settle(self, mq: ReliableMQ) -> None:
         """Wait until nothing waits and nothing is missing; the checks say what then still is."""
@@ -163,6 +209,10 @@ class World:
                 row = insert(account).values(id=number + 1, consumer_group="batch", handled=0)
                 connection.execute(row)
         engine.dispose()
+
+
+_DATABASE = {"postgresql": {"max_wal_size": "96MB", "min_wal_size": "32MB"}}
+"""Settings with which the log of the database leaves room on a small disk."""
 
 
 def _through(proxy: Proxy, url: str) -> str:
