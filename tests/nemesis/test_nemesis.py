@@ -81,4 +81,5 @@ def not_vacuous(result: Result) -> None:
         assert truth.replayed, "nothing was replayed"
         assert result.findings.discarded, "nothing was discarded"
     for fault, seen in (("disk full", result.refusals), ("clocks jump", result.findings.jumps)):
-        assert seen or not result.faults[fault], f"nobody has noticed: {fault}"
+        # Once may be too short for anybody to need room just then.
+        assert seen or result.faults[fault] < 2, f"nobody has noticed: {fault}"
