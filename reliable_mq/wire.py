@@ -131,7 +131,7 @@ class RawMessage:
     native_time: datetime | int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Decoded:
     """The message that came of a :class:`RawMessage`.
 

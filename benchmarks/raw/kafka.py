@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from confluent_kafka import Consumer, Producer, TopicPartition
@@ -11,6 +11,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from benchmarks.brokers.kafka import bootstrap_of
 from benchmarks.child import Clock, consumed, go
 from benchmarks.raw.outbox import Row, drain, serve
+from benchmarks.raw.payloads import HANDLED
 
 _COMMIT_EVERY = 0.5
 
@@ -46,7 +47,7 @@ def relay(*, database_url: str, broker_url: str, forever: bool = False) -> dict[
     return serve(database_url, publish) if forever else drain(database_url, publish)
 
 
-def consume(*, broker_url: str, topic: str, group: str, count: int) -> NoReturn:
+def consume(*, broker_url: str, topic: str, group: str, count: int, payload: str) -> NoReturn:
     """Poll, count, commit the positions twice a second; the client tuned for throughput."""
     consumer: Any = Consumer(
         {
@@ -60,11 +61,13 @@ def consume(*, broker_url: str, topic: str, group: str, count: int) -> NoReturn:
     )
     consumer.subscribe([topic])
     go()
-    consumed(*_loop(consumer, topic, count))
+    consumed(*_loop(consumer, topic, count, HANDLED[payload]))
 
 
-def _loop(consumer: Any, topic: str, count: int) -> tuple[list[bytes], dict[str, float]]:
-    numbers: list[bytes] = []
+def _loop(
+    consumer: Any, topic: str, count: int, handled: Callable[[bytes], object]
+) -> tuple[list[object], dict[str, float]]:
+    numbers: list[object] = []
     positions: dict[int, int] = {}
     clock: Clock | None = None
     commit_at = time.monotonic() + _COMMIT_EVERY
@@ -73,7 +76,7 @@ def _loop(consumer: Any, topic: str, count: int) -> tuple[list[bytes], dict[str,
         if records and clock is None:
             clock = Clock()
         for record in records:
-            numbers.append(record.value()[6:15])
+            numbers.append(handled(record.value()))
             positions[record.partition()] = record.offset() + 1
         if positions and time.monotonic() > commit_at:
             consumer.commit(offsets=_offsets(topic, positions), asynchronous=True)

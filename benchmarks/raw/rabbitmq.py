@@ -9,6 +9,7 @@ import pika
 
 from benchmarks.child import Clock, consumed, go
 from benchmarks.raw.outbox import Row, drain, serve
+from benchmarks.raw.payloads import HANDLED
 
 _PREFETCH = 500
 
@@ -83,15 +84,16 @@ def _fail(_connection: object, error: object) -> None:
     raise RuntimeError(f"no connection: {error!r}")
 
 
-def consume(*, broker_url: str, queue: str, count: int) -> NoReturn:
+def consume(*, broker_url: str, queue: str, count: int, payload: str) -> NoReturn:
     """Take with a prefetch, count, acknowledge a hundred at a time."""
     connection = pika.BlockingConnection(pika.URLParameters(broker_url))
     channel = connection.channel()
     channel.basic_qos(prefetch_count=_PREFETCH)
-    numbers: list[bytes] = []
+    handled = HANDLED[payload]
+    numbers: list[object] = []
 
     def on_message(channel: Any, method: Any, _properties: object, body: bytes) -> None:
-        numbers.append(body[6:15])
+        numbers.append(handled(body))
         if len(numbers) % 100 == 0 or len(numbers) == count:
             channel.basic_ack(method.delivery_tag, multiple=True)
         if len(numbers) == count:

@@ -143,8 +143,10 @@ class _Consume(Row):
         with bench.lab.database() as database, bench.lab.broker(self.broker) as broker:
             supply = SUPPLIES[self.broker](bench.lab, broker, database)
             consumers = Consumers(bench, supply)
+            raw = f"benchmarks.raw.{self.broker}:consume"
             yield [
-                consumers.raw("raw", f"benchmarks.raw.{self.broker}:consume"),
+                consumers.raw("raw", raw, payload="dict"),
+                consumers.raw("raw bytes", raw, payload="bytes"),
                 consumers.ours("ours", "benchmarks.ours.consume:consume"),
                 *self.peers(consumers, supply),
             ]

@@ -17,7 +17,7 @@ from reliable_mq.consumer.processor import Processor
 from reliable_mq.consumer.subjects import LOCK_TIMEOUT
 from reliable_mq.consumer.transaction import HandlerTransaction
 from reliable_mq.crashpoints import crash_point
-from reliable_mq.message import fingerprint
+from reliable_mq.message import Delivery, fingerprint
 
 log = logging.getLogger("reliable_mq")
 
@@ -110,7 +110,9 @@ class BatchProcessor:
         )
 
     def _handle(self, item: Item, payload: Any, transaction: HandlerTransaction) -> None:
-        delivery = item.delivery(self._spec.group, 1)
+        def delivery() -> Delivery:
+            return item.delivery(self._spec.group, 1)
+
         with self._processor.entered(delivery):
             self._processor.call(payload, delivery, transaction)
 

@@ -12,6 +12,9 @@ from reliable_mq.crashpoints import crash_point
 from reliable_mq.handlers import HandlerSpec, Injection, Source
 from reliable_mq.message import Delivery
 
+Told = Callable[[], Delivery]
+"""Makes the Delivery of an attempt. Most handlers do not ask for it, and it costs what they do."""
+
 _NOTHING: AbstractContextManager[None] = nullcontext()
 _NO_ARGUMENTS: Mapping[str, Any] = {}
 
@@ -32,9 +35,9 @@ class Caller:
         self._around = around
         self._application = application
 
-    def entered(self, delivery: Delivery) -> AbstractContextManager[None]:
+    def entered(self, delivery: Told) -> AbstractContextManager[None]:
         """Enter the application's ``around`` for one attempt, if there is one."""
-        return _NOTHING if self._around is None else self._entered(self._around(delivery))
+        return _NOTHING if self._around is None else self._entered(self._around(delivery()))
 
     @contextmanager
     def _entered(self, around: AnyContext) -> Iterator[None]:
@@ -49,9 +52,7 @@ class Caller:
             # It may look at the error, but not hide it: nothing of the attempt was kept.
             raise failed[0]
 
-    def call(
-        self, payload: Any, delivery: Delivery, transaction: HandlerTransaction | None
-    ) -> None:
+    def call(self, payload: Any, delivery: Told, transaction: HandlerTransaction | None) -> None:
         """Run the handler, and see to what it left in its sessions."""
         call = self.spec.call
         arguments = self._arguments(delivery, transaction) if call.injections else _NO_ARGUMENTS
@@ -61,13 +62,13 @@ class Caller:
             transaction.handled()
 
     def _arguments(
-        self, delivery: Delivery, transaction: HandlerTransaction | None
+        self, delivery: Told, transaction: HandlerTransaction | None
     ) -> Mapping[str, Any]:
         def provide(injection: Injection) -> Any:
             if injection.source is Source.MESSAGE:
-                return delivery.message
+                return delivery().message
             if injection.source is Source.DELIVERY:
-                return delivery
+                return delivery()
             if injection.source is Source.MQ or transaction is None:
                 return self._application
             return transaction.provide(injection)

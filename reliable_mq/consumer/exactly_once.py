@@ -129,8 +129,8 @@ class ExactlyOnceProcessor(Caller):
 
     def _handle(self, delivery: Delivery) -> Sequence[Message]:
         payload = self.spec.call.payload(delivery.message)
-        with self.entered(delivery), collecting(self._store, self._instance) as outputs:
-            self.call(payload, delivery, None)
+        with self.entered(lambda: delivery), collecting(self._store, self._instance) as outputs:
+            self.call(payload, lambda: delivery, None)
         return tuple(outputs.messages)
 
     # --- failures -------------------------------------------------------------------------------

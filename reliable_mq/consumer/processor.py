@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tenacity import RetryCallState, Retrying, retry_if_result, stop_after_attempt, wait_none
 
 from reliable_mq import events as ev
-from reliable_mq.consumer.calling import Caller
+from reliable_mq.consumer.calling import Caller, Told
 from reliable_mq.consumer.failures import FailureBook
 from reliable_mq.consumer.items import Again, Ended, Failed, Item, Result
 from reliable_mq.consumer.lanes import AnyContext, HandlerStoppedError, Lane
@@ -174,7 +174,7 @@ class Processor(Caller):
         number = subject.made + tries
         started = time.monotonic()
         try:
-            result = self._handle(subject, subject.delivery(number), progress)
+            result = self._handle(subject, number, progress)
         except Exception as error:  # noqa: BLE001 - handlers raise anything
             return self._judge(subject, error, progress, tries)
         except BaseException as error:
@@ -189,8 +189,11 @@ class Processor(Caller):
             self.reporter.ended(subject.message, result)
         return result
 
-    def _handle(self, subject: Subject, delivery: Delivery, progress: _Progress) -> Result:
-        payload = self.spec.call.payload(delivery.message)
+    def _handle(self, subject: Subject, number: int, progress: _Progress) -> Result:
+        def delivery() -> Delivery:
+            return subject.delivery(number)
+
+        payload = self.spec.call.payload(subject.message)
         with self.entered(delivery):
             if self._transactional:
                 return self._handle_in_transaction(subject, payload, delivery, progress)
@@ -218,7 +221,7 @@ class Processor(Caller):
         return gone
 
     def _handle_in_transaction(
-        self, subject: Subject, payload: Any, delivery: Delivery, progress: _Progress
+        self, subject: Subject, payload: Any, delivery: Told, progress: _Progress
     ) -> Result:
         progress.stage = _Stage.OPEN
         with self.transaction() as transaction:

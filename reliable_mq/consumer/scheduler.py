@@ -226,13 +226,18 @@ class Scheduler:
 
     def begin(self, work: Work) -> Item | None:
         """Return the next delivery of *work* that is still to be handled; None without one."""
+        if self._concurrency == 1:
+            return self._begin(work)  # nobody else could take it away
         with self._changed:
-            while not self._stopped and work.left:
-                item = work.items[work.begun]
-                work.begun += 1
-                if id(item) in self._live:
-                    return item
-            return None
+            return self._begin(work)
+
+    def _begin(self, work: Work) -> Item | None:
+        while not self._stopped and work.left:
+            item = work.items[work.begun]
+            work.begun += 1
+            if id(item) in self._live:
+                return item
+        return None
 
     def _take_away(self) -> Work | None:
         """Take half of what another worker has not begun: its handler may be at it for long."""

@@ -128,7 +128,7 @@ class Inbox:
         query = select(columns.message_id, columns.fingerprint).where(
             columns.consumer_group == group,
             columns.topic == topic,
-            columns.message_id.in_(message_ids),
+            self._store.dialect.among(columns.message_id, message_ids),
         )
         return {row.message_id: bytes(row.fingerprint) for row in connection.execute(query)}
 

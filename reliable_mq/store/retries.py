@@ -89,7 +89,7 @@ class Retries:
         query = select(literal(1)).where(
             columns.consumer_group == group,
             columns.topic == topic,
-            columns.message_key.in_([key.encode() for key in keys]),
+            self._store.dialect.among(columns.message_key, [key.encode() for key in keys]),
         )
         return connection.execute(query.limit(1)).first() is not None
 

@@ -150,6 +150,10 @@ class StoreDialect(ABC):
         *connection* given, it is told from any other loss by how long ago the limit began.
         """
 
+    def among(self, column: ColumnElement[Any], values: Sequence[Any]) -> ColumnElement[bool]:
+        """Return the condition that *column* has one of *values*, which may be many."""
+        return column.in_(values)
+
     @abstractmethod
     def insert_ignoring(self, table: Table) -> Insert:
         """Return an INSERT that skips rows whose key exists, for executemany with mappings."""
