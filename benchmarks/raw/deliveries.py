@@ -58,7 +58,9 @@ class FromKafka:
         if first is None:
             self._commit()
             return []
-        records = [first, *(self._consumer.consume(limit - 1, 0) if limit > 1 else ())]
+        found = [first, *(self._consumer.consume(limit - 1, 0) if limit > 1 else ())]
+        # Among the records are errors, which mend themselves here: a topic that is not known yet.
+        records = [record for record in found if record.error() is None]
         for record in records:
             self._positions[record.partition()] = record.offset() + 1
         return [Taken(record.headers()[0][1].decode(), record.value()) for record in records]

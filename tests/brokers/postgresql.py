@@ -51,6 +51,8 @@ class PostgreSQL(Server):
             "log_statement": "none",
             "max_connections": "200",
             "shared_buffers": "64MB",
+            # In the data folder: a killed server leaves its segments, and nobody would remove them.
+            "dynamic_shared_memory_type": "mmap",
             **self.settings,
         }
         options = [word for pair in settings.items() for word in ("-c", "=".join(pair))]
