@@ -95,6 +95,18 @@ UNFIT = frozenset(
 )
 """The brokers refuse a whole request for these, though one message of it may be the reason."""
 
+_TOO_LARGE = frozenset(
+    {
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.RECORD_LIST_TOO_LARGE,
+        KafkaError.INVALID_MSG_SIZE,
+    }
+)
+_CLOCK = (
+    "the clock of this machine and those of the brokers differ by more than the topic's "
+    "message.timestamp.after.max.ms or message.timestamp.before.max.ms: set them right"
+)
+
 
 def error_of(error: KafkaException) -> KafkaError:
     """Return the error that the exception carries."""
@@ -159,6 +171,10 @@ def outcome_of(error: KafkaError, topic: str) -> Outcome:
     code = error.code()
     if code in ROUTE:
         return Unroutable(f"topic {topic!r}: {text_of(error)}; {_REMEDIES[code]}")
+    if code == KafkaError.INVALID_TIMESTAMP:
+        # Nobody's fault but the clock's: the same message is fit once that is right.
+        return Unroutable(f"topic {topic!r}: {text_of(error)}; {_CLOCK}")
     if code in UNFIT:
-        return Refused(f"topic {topic!r}: {text_of(error)}; see its max.message.bytes")
+        remedy = "; see its max.message.bytes" if code in _TOO_LARGE else ""
+        return Refused(f"topic {topic!r}: {text_of(error)}{remedy}")
     return Unknown(text_of(error))

@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
+from reliable_mq.adapter import Refused
 from reliable_mq.errors import ConfigurationError, ReliableMQError
 from reliable_mq.message import Message
 from reliable_mq_kafka.config import Clients
@@ -34,6 +37,9 @@ log = logging.getLogger("reliable_mq.kafka")
 _MAGIC = b"CGMDv2:"
 _SERVE_EVERY = 100
 _LOOK_UP = 5.0
+_GRACE = 1.0
+"""Seconds after its time is up in which a call of the client's may still return."""
+
 _ALONE = {"batch_num_messages": 1, "max_in_flight_requests_per_connection": 1}
 
 _NOT_A_MEMBER = frozenset(
@@ -209,8 +215,7 @@ class Transactions:
             self._produce(producer, messages, deadline)
             if self._failures:
                 return self._undo(messages, None)
-            send = producer.send_offsets_to_transaction
-            self._repeat(partial(send, list(offsets), member.metadata), deadline)
+            self._send_offsets(producer, offsets, member, deadline)
         except KafkaException as error:
             return self._undo(messages, error)
         return self._commit(producer, messages, deadline)
@@ -225,6 +230,39 @@ class Transactions:
             producer.flush(0.1)
         if len(producer) and not self._failures:
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "outputs were not confirmed"))
+
+    def _send_offsets(
+        self,
+        producer: Producer,
+        offsets: Sequence[TopicPartition],
+        member: Membership,
+        deadline: float,
+    ) -> None:
+        """Add the offsets to the transaction; without an answer in time let go of the producer.
+
+        While the group's coordinator is away this call does not keep to its time-out (librdkafka
+        #5456, #5511), so a thread of its own waits for it. What it left open its successor undoes.
+        """
+        send = partial(producer.send_offsets_to_transaction, list(offsets), member.metadata)
+        ended: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                self._repeat(send, deadline)
+            except BaseException as error:  # noqa: BLE001 - it is raised again below
+                ended.set_exception(error)
+            else:
+                ended.set_result(None)
+
+        threading.Thread(target=run, name="reliable-mq-kafka-offsets", daemon=True).start()
+        try:
+            ended.result(deadline + _GRACE - time.monotonic())
+        except TimeoutError:
+            log.warning("%s: the client does not return from sending offsets", self._id)
+            self._drop()
+            raise KafkaException(
+                KafkaError(KafkaError._TIMED_OUT, "the offsets were not answered")
+            ) from None
 
     def _look_up(self, producer: Producer, topics: set[str]) -> None:
         """Ask for topics that are new to this producer: it learns of them late by itself."""
@@ -281,9 +319,13 @@ class Transactions:
         """Abort; return which messages are refused for good, or raise what it was."""
         failures = self._failures
         self._abort()
-        unfit = {index: found for index, found in failures.items() if found.code() in UNFIT}
-        if unfit:
-            return {index: _cause(found, messages[index]) for index, found in unfit.items()}
+        refused = {
+            index: f"output refused: {outcome.cause}"
+            for index, found in failures.items()
+            if isinstance(outcome := outcome_of(found, messages[index].topic), Refused)
+        }
+        if refused:
+            return refused
         if failures:
             index, found = next(iter(failures.items()))
             self._known.discard(messages[index].topic)
@@ -302,7 +344,8 @@ class Transactions:
     def _abort(self) -> None:
         """Undo what is open. Where this producer cannot, its successor does."""
         producer = self._producer
-        assert producer is not None  # noqa: S101 - a transaction is open on it
+        if producer is None:
+            return
         deadline = time.monotonic() + self._clients.options.transaction_timeout
         try:
             self._repeat(producer.abort_transaction, deadline)
@@ -320,8 +363,3 @@ class Transactions:
                 if not error_of(error).retriable() or time.monotonic() >= deadline:
                     raise
                 time.sleep(0.05)
-
-
-def _cause(error: KafkaError, message: Message) -> str:
-    outcome = outcome_of(error, message.topic)
-    return f"output refused: {getattr(outcome, 'cause', text_of(error))}"

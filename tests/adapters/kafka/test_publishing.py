@@ -8,6 +8,12 @@ from collections import Counter
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+)
 
 from reliable_mq.adapter import SENT, Outcome, Refused, TopicSpec, Unknown, Unroutable
 from reliable_mq.message import Message, new_message_id
@@ -55,6 +61,26 @@ def stored(server: Kafka | str, topic: str, partitions: int = 1) -> list[str]:
     finally:
         consumer.close()
     return found
+
+
+def test_what_a_wrong_clock_dates_is_not_refused_for_good(
+    adapter: KafkaAdapter, declare: Declare, kafka_url: str
+) -> None:
+    # A topic that takes no record from before its arrival is the same to it.
+    topic = declare(options={"message.timestamp.before.max.ms": 0})
+    late = [message(topic, key="a"), message(topic, key="b")]
+    outcomes = adapter.publish(late, TIMEOUT)
+    assert kinds(outcomes) == {"Unroutable": 2}
+    assert all("clock" in one.cause for one in outcomes if isinstance(one, Unroutable))
+    admin = AdminClient({"bootstrap.servers": kafka_url.partition("://")[2]})
+    bound = ConfigEntry(
+        "message.timestamp.before.max.ms",
+        "3600000",
+        incremental_operation=AlterConfigOpType.SET,
+    )
+    resource = ConfigResource("TOPIC", topic, incremental_configs=[bound])
+    admin.incremental_alter_configs([resource])[resource].result(TIMEOUT)
+    wait_for(lambda: adapter.publish(late, TIMEOUT) == [SENT] * 2, "the topic's new bound")
 
 
 def kinds(outcomes: list[Outcome]) -> Counter[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import struct
+import threading
 import time
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaException, Producer, TopicPartition
 
 from reliable_mq.adapter import (
     SENT,
@@ -24,6 +26,7 @@ from reliable_mq.errors import (
 from reliable_mq.testing.contract.base import fresh_name
 from reliable_mq.testing.contract.messages import message, numbered, numbers_of
 from reliable_mq.testing.contract.waiting import wait_for
+from reliable_mq_kafka import config
 from reliable_mq_kafka.adapter import KafkaAdapter
 from reliable_mq_kafka.transactional import TransactionalIntake
 from reliable_mq_kafka.transactions import FencedError, Membership, Transactions, membership
@@ -190,6 +193,33 @@ def test_a_producer_that_takes_the_place_of_another_undoes_what_that_one_left(
     assert outputs(place, copier.target) == [1]
     left.close()
     successor.close()
+
+
+def test_offsets_that_the_client_does_not_return_from_are_undone_and_stored_by_a_new_producer(
+    copier: MakeCopier, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+
+    class Stuck(Producer):
+        """As it is for minutes while the group's coordinator is away (librdkafka #5456)."""
+
+        def send_offsets_to_transaction(self, *args: object) -> None:
+            go_on.wait()
+
+    owner = copier(query="session_timeout=6&transaction_timeout=5")
+    owner.take()
+    clients = owner.subscription._clients  # type: ignore[attr-defined]
+    transactions = Transactions(clients, fresh_name("transactions"))
+    end = [TopicPartition(copier.source, 0, INPUTS)]
+    attempt = partial(transactions.run, numbered(copier.target, range(INPUTS)), end, owner.member())
+    with monkeypatch.context() as patch:
+        patch.setattr(config, "Producer", Stuck)
+        with pytest.raises(TransportError, match="not answered"):
+            attempt()
+    assert not attempt()
+    go_on.set()
+    transactions.close()
+    assert outputs(place, copier.target) == list(range(INPUTS))
 
 
 # --- outputs that have no place -------------------------------------------------------------------
