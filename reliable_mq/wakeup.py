@@ -20,8 +20,10 @@ from reliable_mq.store import Store
 
 log = logging.getLogger("reliable_mq")
 
-_GAP = 0.01
-"""Seconds between two hints: more of them would wake nobody sooner."""
+_SHORTEST_GAP = 0.001
+_LONGEST_GAP = 0.02
+"""Seconds between two hints. While commits follow each other without a pause it is the longest:
+relays are busy then, and look again by themselves. A commit after a pause waits for nothing."""
 
 _KEPT = 1.0
 """Seconds without a hint after which its connection is closed."""
@@ -41,7 +43,7 @@ class Notifier:
     """Tells other processes, soon after each commit, that there are rows to send.
 
     To be started in every process that appends. Does nothing but on PostgreSQL. Many commits
-    within a hundredth of a second make one hint, and the last of them is always followed by one.
+    within some milliseconds make one hint, and the last of them is always followed by one.
     Never blocks or fails a commit: it works on a thread of its own, which the first commit starts
     (also the first one in a forked process).
     """
@@ -86,6 +88,7 @@ class Notifier:
     def _run(self) -> None:
         # The thread's own: a forked process must not send on its parent's connection.
         line = _Line(self._store)
+        gap = _SHORTEST_GAP
         while True:
             if not self._due.wait(_KEPT if line.is_open else None):
                 line.close()
@@ -96,7 +99,8 @@ class Notifier:
             # Cleared before it is sent: a commit from here on makes another hint.
             self._due.clear()
             line.send()
-            self._closed.wait(_GAP)
+            self._closed.wait(gap)
+            gap = min(2 * gap, _LONGEST_GAP) if self._due.is_set() else _SHORTEST_GAP
 
 
 class _Line:
@@ -134,6 +138,8 @@ class _Line:
         assert connection is not None  # noqa: S101 - just connected
         pooled.detach()
         self._engine.dialect.set_isolation_level(connection, "AUTOCOMMIT")
+        # A NOTIFY has a COMMIT, which would wait for the disk, and nobody needs that of a hint.
+        connection.cursor().execute("SET synchronous_commit TO off")
         return connection
 
     def close(self) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import psycopg
 import pytest
 from sqlalchemy import text
 
 from reliable_mq.store import Store, outbox
-from reliable_mq.wakeup import Listener, Notifier, channel_of
+from reliable_mq.wakeup import Listener, Notifier, _Line, channel_of
 from tests.relay.support import (
     ADAPTER,
     DEADLINE,
@@ -183,6 +184,34 @@ def test_a_hint_is_sent_again_where_its_connection_had_died(
     elsewhere.after_append()
     hints.wait(before + 1)
     assert not [one for one in caplog.records if one.levelname in ("WARNING", "ERROR")]
+
+
+def test_a_hint_does_not_wait_for_the_disk(elsewhere, postgresql_store, hints):
+    before = hints.count
+    elsewhere.after_append()
+    hints.wait(before + 1)
+    with postgresql_store.engine.connect() as connection:
+        own = connection.exec_driver_sql("SHOW synchronous_commit").scalar_one()
+    assert own == "on", "nothing else gives up its durability"
+    line = _Line(elsewhere)
+    connection = line._connect()
+    try:
+        cursor = connection.cursor()
+        cursor.execute("SHOW synchronous_commit")
+        assert cursor.fetchone() == ("off",)
+    finally:
+        connection.close()
+
+
+def test_hints_become_fewer_while_commits_go_on_without_a_pause(elsewhere, hints):
+    until = time.monotonic() + 1.0
+    while time.monotonic() < until:
+        elsewhere.after_append()
+    # Twenty milliseconds apart, but for the first few; the last commit has its hint as well.
+    assert 0 < hints.count < 100
+    before = hints.count
+    elsewhere.after_append()
+    hints.wait(before + 1)
 
 
 def test_nothing_is_left_behind(postgresql_store, postgresql_url):
