@@ -50,6 +50,7 @@ class Notifier:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._rows = False
         self._due = threading.Event()
         self._closed = threading.Event()
         self._guard = threading.Lock()
@@ -64,7 +65,7 @@ class Notifier:
             self._store.on_appended.append(self._appended)
 
     def close(self) -> None:
-        """Stop; a hint that is due may not go out. Idempotent."""
+        """Stop; a hint that is due goes out before, unless that takes seconds. Idempotent."""
         if self._appended in self._store.on_appended:
             self._store.on_appended.remove(self._appended)
         self._closed.set()
@@ -73,6 +74,7 @@ class Notifier:
             self._thread.join(5.0)
 
     def _appended(self) -> None:
+        self._rows = True
         self._due.set()
         if self._thread is None or not self._thread.is_alive():
             self._launch()
@@ -93,12 +95,14 @@ class Notifier:
             if not self._due.wait(_KEPT if line.is_open else None):
                 line.close()
                 continue
+            # Cleared before it is sent: a commit from here on makes another hint.
+            self._due.clear()
+            if self._rows:
+                self._rows = False
+                line.send()
             if self._closed.is_set():
                 line.close()
                 return
-            # Cleared before it is sent: a commit from here on makes another hint.
-            self._due.clear()
-            line.send()
             self._closed.wait(gap)
             gap = min(2 * gap, _LONGEST_GAP) if self._due.is_set() else _SHORTEST_GAP
 

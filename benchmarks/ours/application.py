@@ -15,12 +15,18 @@ def application(*, database_url: str, broker_url: str, **settings: Any) -> Relia
 
 
 def prepare(
-    *, database_url: str, broker_url: str, topic: str, partitions: int | None, ordered: bool = False
+    *,
+    database_url: str,
+    broker_url: str,
+    topic: str,
+    partitions: int | None,
+    ordered: bool = False,
+    group: str = GROUP,
 ) -> None:
     """Create tables, topic and group, which is no part of any measurement."""
     with application(database_url=database_url, broker_url=broker_url) as mq:
 
-        @mq.handler(mq.topic(topic, partitions=partitions), group=GROUP, ordered=ordered)
+        @mq.handler(mq.topic(topic, partitions=partitions), group=group, ordered=ordered)
         def nothing(message: bytes) -> None: ...
 
         mq.declare()

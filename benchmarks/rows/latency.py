@@ -11,7 +11,7 @@ from benchmarks.bench import Bench, Contestant, Figures, Row, peer
 from benchmarks.brokers import kafka
 from benchmarks.goals import Goal, at_most
 from benchmarks.lab import connect
-from benchmarks.ours.application import GROUP, prepare
+from benchmarks.ours.application import prepare
 from benchmarks.outbox import Outboxes
 from benchmarks.supply import KEYS
 
@@ -35,21 +35,28 @@ class _Way:
         self.kind = kind
         self.partitions = kafka.PARTITIONS if kind == "kafka" else None
         self.topic = bench.lab.unique("latency")
+        # The consumer before was killed: its group would wait for it.
+        self.group = bench.lab.unique("group")
         prepare(
             database_url=database,
             broker_url=broker,
             topic=self.topic,
             partitions=self.partitions,
+            group=self.group,
         )
+        with connect(database) as connection:
+            # So was the relay, whose slots would be its own until its leases end.
+            connection.execute("DELETE FROM reliable_mq_lease")
+            connection.commit()
 
     def raw_place(self) -> dict[str, str]:
         """Return where a raw consumer listens."""
         if self.kind == "kafka":
-            return {"topic": self.topic, "group": GROUP}
+            return {"topic": self.topic, "group": self.group}
         if self.kind == "redis":
             # The library's own group is there already.
             return {"stream": f"{{{self.topic}}}:0", "group": "raw"}
-        return {"queue": f"{self.topic}.{GROUP}"}
+        return {"queue": f"{self.topic}.{self.group}"}
 
     def ours(self) -> dict[str, Any]:
         """Return where the library's processes are."""
@@ -147,7 +154,7 @@ def _raw(way: _Way, count: int) -> Figures:
 
 def _ours(way: _Way, count: int) -> Figures:
     steps = [
-        ("benchmarks.ours.latency:consume", {**way.ours(), "group": GROUP, "count": count}),
+        ("benchmarks.ours.latency:consume", {**way.ours(), "group": way.group, "count": count}),
         ("benchmarks.ours.latency:relay", way.ours()),
         ("benchmarks.ours.latency:publish", {**way.ours(), **_pace(count)}),
     ]

@@ -214,6 +214,18 @@ def test_hints_become_fewer_while_commits_go_on_without_a_pause(elsewhere, hints
     hints.wait(before + 1)
 
 
+def test_the_last_commit_before_the_end_has_its_hint(postgresql_url, hints):
+    store = Store(database_url=postgresql_url, adapter=ADAPTER)
+    notifier = Notifier(store)
+    for _ in range(20):
+        notifier.start()
+        before = hints.count
+        store.after_append()
+        notifier.close()
+        hints.wait(before + 1)
+    store.dispose()
+
+
 def test_nothing_is_left_behind(postgresql_store, postgresql_url):
     threads = threading.active_count()
     notifier = Notifier(postgresql_store)
