@@ -16,6 +16,10 @@ _COMMIT_EVERY = 0.5
 _WAIT = 0.5
 
 
+_BODY = b'{"n":'
+"""How every body begins."""
+
+
 class Taken(NamedTuple):
     """What a handler needs of a message."""
 
@@ -95,11 +99,19 @@ class FromRedis:
             return []
         entries = answer[0][1] if isinstance(answer, list) else next(iter(answer.values()))[0]
         self._ids = [entry for entry, _ in entries]
-        return [Taken(f[b"message-id"].decode(), f[b"body"]) for _, f in entries]
+        return [_from_fields(fields) for _, fields in entries]
 
     def ack(self) -> None:
         """See the protocol."""
         self._client.xack(self._stream, self._group, *self._ids)
+
+
+def _from_fields(fields: Any) -> Taken:
+    if b"body" in fields:
+        return Taken(fields[b"message-id"].decode(), fields[b"body"])
+    # FastStream has a form of its own: headers and body, one behind the other.
+    packed = fields[b"__data__"]
+    return Taken("", packed[packed.index(_BODY) :])
 
 
 class FromRabbitMQ:
