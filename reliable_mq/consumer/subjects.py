@@ -309,10 +309,12 @@ class Books:
             if self._dialect.is_lock_timeout(error):
                 return Again(ELSEWHERE_DELAY)
             raise
-        return claimed if claimed.new else self._not_new(transaction, subject)
+        return claimed if claimed.new else self._not_new(transaction, subject, claimed.known)
 
-    def _not_new(self, transaction: HandlerTransaction, subject: Subject) -> Result:
-        seen = self.inbox.seen(transaction.connection, self.group, subject.message)
+    def _not_new(
+        self, transaction: HandlerTransaction, subject: Subject, known: bytes | None
+    ) -> Result:
+        seen = self.inbox.seen(transaction.connection, self.group, subject.message, known)
         if seen is Seen.DUPLICATE:
             return Ended.DUPLICATE
         if seen is Seen.GONE:

@@ -93,18 +93,27 @@ class Inbox:
             "done_at": now if done else None,
         }
 
-    def seen(self, connection: Connection, group: str, message: Message) -> Seen:
-        """Tell what the row says that kept *message* from being new."""
+    def seen(
+        self, connection: Connection, group: str, message: Message, known: bytes | None = None
+    ) -> Seen:
+        """Tell what the row says that kept *message* from being new.
+
+        *known* is its fingerprint, where the claim has told it.
+        """
+        found = known or self._fingerprint(connection, group, message)
+        if found is None:
+            return Seen.GONE
+        same = bytes(found) == fingerprint(message.body)
+        return Seen.DUPLICATE if same else Seen.CONFLICT
+
+    def _fingerprint(self, connection: Connection, group: str, message: Message) -> bytes | None:
         table = self._table
         query = select(table.c.fingerprint).where(*self._is(group, message.topic, message.id))
         if self._store.dialect.name == "mysql":
             # A plain read would use a snapshot from before the other transaction's commit.
             query = query.with_for_update(read=True)
-        found = connection.execute(query).scalar_one_or_none()
-        if found is None:
-            return Seen.GONE
-        same = bytes(found) == fingerprint(message.body)
-        return Seen.DUPLICATE if same else Seen.CONFLICT
+        found: bytes | None = connection.execute(query).scalar_one_or_none()
+        return found
 
     def mark_done(self, connection: Connection, group: str, topic: str, message_id: str) -> None:
         """Say that nothing follows from this message any more, so that it may be forgotten."""

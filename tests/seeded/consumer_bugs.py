@@ -55,7 +55,7 @@ BUGS = (
     bug(
         "the inbox is written and not asked",
         _SUBJECTS,
-        "return claimed if claimed.new else self._not_new(transaction, subject)",
+        "return claimed if claimed.new else self._not_new(transaction, subject, claimed.known)",
         "return claimed",
         _HANDLING + "test_the_same_message_again_is_skipped[sqlite]",
     ),

@@ -71,8 +71,10 @@ class Claimed(NamedTuple):
     """What became of the claim of one message."""
 
     new: bool
-    waits: bool | None
+    waits: bool | None = None
     """Whether an earlier message of its key waits for a retry; None where nobody has looked."""
+    known: bytes | None = None
+    """The fingerprint under which it was known before; None also where nobody has looked."""
 
 
 class StoreDialect(ABC):
@@ -131,12 +133,13 @@ class StoreDialect(ABC):
     ) -> Claimed:
         """Insert one inbox *row* as :meth:`claim` does.
 
-        With the message's *key* it also tells whether a row of that key waits in the retry table
-        where that takes no further statement: as of the statement's beginning, which is before
-        it may have waited for another transaction.
+        Where that takes no further statement it also tells, with the message's *key* given,
+        whether a row of that key waits in the retry table, and what the inbox knew of a message
+        that is not new: both as of the statement's beginning, which is before it may have waited
+        for another transaction.
         """
         new = self.claim(connection, tables.inbox, [row], lock_timeout=lock_timeout)
-        return Claimed(bool(new), None)
+        return Claimed(bool(new))
 
     @abstractmethod
     def is_lock_timeout(self, error: DBAPIError) -> bool:

@@ -128,12 +128,13 @@ class PostgreSQL(StoreDialect):
         values = parameters(row)
         values["lock_timeout"] = str(max(1, round(lock_timeout * 1000)))
         if key is None:
-            alone = self._single_claims.of(tables.inbox, row)
-            return Claimed(bool(alone.execute(connection, [values]).one()[0]), None)
-        values["message_key"] = key
-        looking = self._single_claims.of(tables.inbox, row, tables.retry)
-        found: Any = looking.execute(connection, [values]).one()
-        return Claimed(bool(found[0]), found[2])
+            statement = self._single_claims.of(tables.inbox, row)
+        else:
+            values["message_key"] = key
+            statement = self._single_claims.of(tables.inbox, row, tables.retry)
+        found: Any = statement.execute(connection, [values]).one()
+        new, _, known, *waits = found
+        return Claimed(bool(new), waits[0] if waits else None, known)
 
     @override
     def is_lock_timeout(self, error: DBAPIError) -> bool:

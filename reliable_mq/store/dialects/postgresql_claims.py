@@ -18,6 +18,7 @@ from sqlalchemy import (
     String,
     Table,
     bindparam,
+    case,
     column,
     exists,
     func,
@@ -54,7 +55,7 @@ def claim(inbox: Table, expressions: Expressions) -> Select[Any]:
 
 
 def claim_one(inbox: Table, expressions: Expressions, retry: Table | None = None) -> Direct:
-    """Return the claim of one message; it gives how many were new.
+    """Return the claim of one message: how many were new, and the fingerprint of one that was not.
 
     Arrays of one would cost the driver and the server more than all the rest. With the *retry*
     table given, it also tells whether a row of the same key waits there.
@@ -66,7 +67,13 @@ def claim_one(inbox: Table, expressions: Expressions, retry: Table | None = None
         "fingerprint": bindparam("fingerprint", type_=LargeBinary),
     }
     new = _new(inbox, source, select(*source.values()).select_from(bounded))
-    told = [func.count(new.c.message_id), _restored(before)]
+    count = func.count(new.c.message_id)
+    known = select(inbox.c.fingerprint).where(
+        inbox.c.consumer_group == source["consumer_group"],
+        inbox.c.topic == source["topic"],
+        inbox.c.message_id == source["message_id"],
+    )
+    told = [count, _restored(before), case((count == literal_column("0"), known.scalar_subquery()))]
     if retry is not None:
         told.append(
             exists()
