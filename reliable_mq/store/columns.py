@@ -4,12 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Dialect, Integer, LargeBinary, SmallInteger, String, Text
-from sqlalchemy.dialects import mysql
+from sqlalchemy import (
+    VARBINARY,
+    BigInteger,
+    Dialect,
+    Integer,
+    LargeBinary,
+    SmallInteger,
+    String,
+    Text,
+)
 from sqlalchemy.types import TypeDecorator, TypeEngine
 from typing_extensions import override
 
 MYSQL_FAMILY = ("mysql", "mariadb")
+
+
+class _LongBlob(LargeBinary):
+    """MySQL's own type, named as SQLAlchemy's compiler for it knows it.
+
+    Its own classes are part of a package that takes as long to import as all of this library.
+    """
+
+    __visit_name__ = "LONGBLOB"
+
+
+class _MediumText(Text):
+    """The same of text."""
+
+    __visit_name__ = "MEDIUMTEXT"
+    charset = "utf8mb4"
 
 
 def _on_mysql(base: TypeEngine[Any], other: TypeEngine[Any]) -> TypeEngine[Any]:
@@ -35,7 +59,7 @@ class Identifier(TypeDecorator[str]):
     @override
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         if dialect.name in MYSQL_FAMILY:
-            return dialect.type_descriptor(mysql.VARBINARY(self.length))
+            return dialect.type_descriptor(VARBINARY(self.length))
         if dialect.name == "postgresql":
             return dialect.type_descriptor(String(self.length, collation="C"))
         return dialect.type_descriptor(String(self.length))
@@ -59,11 +83,11 @@ SMALL = SmallInteger()
 TIME = BIG
 """Microseconds since 1970 in UTC, by the database's clock unless said otherwise."""
 
-BODY = _on_mysql(LargeBinary(), mysql.LONGBLOB())
-HEADERS = _on_mysql(LargeBinary(), mysql.LONGBLOB())
-ERROR_TEXT = _on_mysql(Text(), mysql.MEDIUMTEXT(charset="utf8mb4"))
+BODY = _on_mysql(LargeBinary(), _LongBlob())
+HEADERS = _on_mysql(LargeBinary(), _LongBlob())
+ERROR_TEXT = _on_mysql(Text(), _MediumText())
 
 
 def short_bytes(length: int) -> TypeEngine[Any]:
     """Return the type of at most *length* bytes that can stand in an index."""
-    return _on_mysql(LargeBinary(length), mysql.VARBINARY(length))
+    return _on_mysql(LargeBinary(length), VARBINARY(length))
