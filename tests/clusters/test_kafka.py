@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,7 +29,6 @@ from reliable_mq.errors import TransportError
 from reliable_mq.testing.contract.messages import numbered
 from reliable_mq_kafka import open_adapter
 from reliable_mq_kafka.adapter import KafkaAdapter
-from tests.adapters.kafka.copying import PATIENT, Copying
 from tests.brokers import KafkaCluster, ServerMissing
 from tests.clusters.traffic import Publishing, without_repeats
 from tests.e2e.shop import effects, leave, metadata
@@ -226,32 +224,6 @@ def test_a_group_goes_on_without_the_leader_and_without_its_coordinator(
     assert seen() == publishing.sent
     print("\nleader, then coordinator killed, consumer: longest silences", silences)
     report("leader, then coordinator killed", publishing)
-
-
-def test_exactly_once_goes_on_without_the_leader_and_without_its_coordinators(
-    cluster: KafkaCluster, unique: str, tmp_path: Path
-) -> None:
-    with ExitStack() as stack:
-        copying = Copying(cluster, unique, tmp_path, stack)
-        for _ in range(2):
-            copying.start(options=PATIENT)
-        with copying.traffic():
-            for choose in (
-                lambda: cluster.leader(f"{unique}-in"),
-                lambda: coordinator(cluster, unique),
-            ):
-                copies_more(copying)
-                victim = choose()
-                cluster.kill(victim)
-                copies_more(copying)
-                cluster.restart(victim)
-        copying.check()
-
-
-def copies_more(copying: Copying) -> None:
-    """Wait until a hundred more outputs are committed."""
-    before = len(copying.outputs())
-    until(lambda: len(copying.outputs()) >= before + 100, "more outputs", seconds=SLOW)
 
 
 def handles(seen: Callable[[], dict[str, list[int]]], count: int) -> None:

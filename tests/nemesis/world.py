@@ -81,7 +81,7 @@ class World:
         self.proxies: dict[str, Proxy] = {}
         self._folder = Path(place.folder)
         self._disk: Disk | None = None
-        self._clocks = self._if_able(self._make_clocks, database)
+        self._clocks = self._if_able(self._make_clocks, place.broker_url, database)
         direct_database, database_url = self._database(database, start)
         direct_broker, broker_url = self._broker(place.broker_url, start)
         self._arena = replace(place, broker_url=broker_url, database_url=database_url)
@@ -127,7 +127,9 @@ class World:
         if self._disk is not None:
             self._stack.callback(self._disk.close)
 
-    def _make_clocks(self, database: str) -> Clocks:
+    def _make_clocks(self, broker: str, database: str) -> Clocks:
+        if broker == "kafka":
+            raise UnableError("Kafka refuses messages from an hour ahead, and clocks stay there")
         return Clocks(self._folder, one_machine=database == "sqlite")
 
     def _proxy(self, name: str) -> Proxy:

@@ -22,7 +22,7 @@ from reliable_mq import ReliableMQ
 from reliable_mq.adapter import SENT
 from reliable_mq.testing.contract.messages import numbered
 from tests.adapters.kafka.exactly_once_program import build
-from tests.brokers import Kafka, KafkaCluster
+from tests.brokers import Kafka
 from tests.e2e.waiting import until
 
 PARTITIONS = 3
@@ -86,9 +86,7 @@ class Program:
 class Copying:
     """Inputs, the processes that copy them, and readers of what comes out."""
 
-    def __init__(
-        self, server: Kafka | KafkaCluster, prefix: str, folder: Path, stack: ExitStack
-    ) -> None:
+    def __init__(self, server: Kafka, prefix: str, folder: Path, stack: ExitStack) -> None:
         self.server = server
         self.prefix = prefix
         self._folder = folder
