@@ -116,7 +116,12 @@ class _Line:
 
     def __init__(self, store: Store) -> None:
         self._engine = store.engine
-        self._notify = f"NOTIFY {channel_of(store)}"
+        # A hint has a COMMIT, which need not wait for the disk. For this one transaction alone:
+        # behind a pooler the session is another client's next, and its commits must wait.
+        self._notify = (
+            "SELECT set_config('synchronous_commit', 'off', true), "
+            f"pg_notify('{channel_of(store)}', '')"
+        )
         self._connection: DBAPIConnection | None = None
 
     @property
@@ -142,8 +147,6 @@ class _Line:
         assert connection is not None  # noqa: S101 - just connected
         pooled.detach()
         self._engine.dialect.set_isolation_level(connection, "AUTOCOMMIT")
-        # A NOTIFY has a COMMIT, which would wait for the disk, and nobody needs that of a hint.
-        connection.cursor().execute("SET synchronous_commit TO off")
         return connection
 
     def close(self) -> None:
