@@ -42,13 +42,7 @@ from reliable_mq.message import DeadLetter, Delivery, HeaderValue, Message, Topi
 from reliable_mq.names import check_topic
 from reliable_mq.publishing import build_message
 from reliable_mq.retry import RetryPolicy
-from reliable_mq.running import (
-    Running,
-    check_main_thread,
-    refuse_on_event_loop,
-    restoring_signals,
-    run_until_signal,
-)
+from reliable_mq.running import Running, Signals, check_main_thread, refuse_on_event_loop
 from reliable_mq.runtime import Runtime
 from reliable_mq.service import Service
 from reliable_mq.settings import Settings
@@ -593,12 +587,13 @@ class ReliableMQ:
         ends the process at once.
 
         Where broker or database cannot be reached it waits for them, and says so; anything else
-        that keeps it from starting is raised.
+        that keeps it from starting is raised. A signal that comes during the start is obeyed as
+        soon as that has ended.
         """
         refuse_on_event_loop("run", "running")
         check_main_thread()
-        with restoring_signals(), self.running(relay=relay, consume=consume):
-            run_until_signal()
+        with Signals() as signals, self.running(relay=relay, consume=consume):
+            signals.wait()
 
     def running(self, *, relay: bool = True, consume: bool = True) -> Running:
         """Return the same as a context manager, ``with`` or ``async with``.

@@ -6,8 +6,6 @@ import asyncio
 import logging
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
@@ -40,42 +38,51 @@ def check_main_thread() -> None:
         raise RuntimeError("run() handles signals: call it on the main thread, or use running()")
 
 
-@contextmanager
-def restoring_signals() -> Iterator[None]:
-    """Give SIGTERM and SIGINT back to the handlers they had before the block."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+class Signals:
+    """SIGTERM and SIGINT, kept for the block, and given back to their handlers behind it.
+
+    From the second one on they have their default effect. A first one that comes before
+    :meth:`wait` is not lost: the wait returns at once.
+    """
+
+    def __init__(self) -> None:
+        # Not an Event: its set() deadlocks where the signal interrupts its wait() inside its lock.
+        self._came: SimpleQueue[int] = SimpleQueue()
+        self._before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def __enter__(self) -> Signals:
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
             if handler is not None:  # None: not installed from Python, and out of our reach
                 signal.signal(number, handler)
 
-
-def run_until_signal() -> None:
-    """Wait for SIGTERM or SIGINT. After it both have their default effect."""
-    # Not an Event: its set() deadlocks where the signal interrupts its wait() inside its lock.
-    signals: SimpleQueue[int] = SimpleQueue()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
-        signals.put(number)
+        self._came.put(number)
 
-    for each in SIGNALS:
-        signal.signal(each, on_signal)
-    name = signal.Signals(_first(signals)).name
-    log.info("%s: stopping; a second signal ends the process at once", name)
+    def wait(self) -> None:
+        """Return once a signal has come."""
+        name = signal.Signals(self._first()).name
+        log.info("%s: stopping; a second signal ends the process at once", name)
 
-
-def _first(signals: SimpleQueue[int]) -> int:
-    # A signal that another thread gets does not interrupt a wait of this one, and the handler
-    # runs on this one only: it must come back to Python by itself now and then.
-    while True:
-        try:
-            return signals.get(timeout=0.2)
-        except Empty:
-            continue
+    def _first(self) -> int:
+        # A signal that another thread gets does not interrupt a wait of this one, and the handler
+        # runs on this one only: it must come back to Python by itself now and then.
+        while True:
+            try:
+                return self._came.get(timeout=0.2)
+            except Empty:
+                continue
 
 
 class Running:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from sqlalchemy import func, select
 
 from reliable_mq import ReliableMQ
-from tests.cli.conftest import Cli, publish, until
+from tests.cli.conftest import PATIENCE, Cli, publish, until
 
 
 def charged(folder: Path) -> list[str]:
@@ -92,6 +93,20 @@ def test_a_process_waits_for_a_database_that_is_not_there_yet_and_can_be_stopped
     assert process.stop() == 0
     assert "app:***@127.0.0.1:1/shop" in process.said
     assert "canary-7f3a" not in process.said
+    assert "Traceback" not in process.said
+
+
+def test_a_signal_during_the_start_is_obeyed_once_the_start_has_ended(cli: Cli, shop: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as database:
+        database.settimeout(PATIENCE)
+        port = database.getsockname()[1]
+        cli.env["RELIABLE_MQ_DATABASE_URL"] = f"postgresql://app@127.0.0.1:{port}/shop"
+        process = cli.start("run", "shop:mq")
+        connection, _ = database.accept()
+        process.send(signal.SIGTERM)
+        connection.close()
+    assert process.wait() == 0
+    assert "reliable-mq stopped" in process.said
     assert "Traceback" not in process.said
 
 
