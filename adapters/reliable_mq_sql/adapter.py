@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 from reliable_mq.adapter import (
@@ -24,6 +24,7 @@ from reliable_mq.message import Message
 from reliable_mq.store.inspection import Expected, inspect_store
 from reliable_mq_sql.cleaner import Cleaner
 from reliable_mq_sql.database import Database
+from reliable_mq_sql.hints import LogHints
 from reliable_mq_sql.ownership import TopicShare
 from reliable_mq_sql.publisher import Publisher
 from reliable_mq_sql.subscription import SqlSubscription
@@ -61,7 +62,8 @@ class SqlAdapter:
     """Topics in the application's database. See ``reliable_mq.adapter.Adapter``.
 
     Uses the store's sync engine and none of its own. A publish holds one connection for one
-    transaction; a subscription holds one only while it looks.
+    transaction; a subscription holds one only while it looks. On PostgreSQL a process that
+    publishes has one more while it does, and one that receives, for hints (``LogHints``).
     """
 
     name = "sql"
@@ -73,6 +75,7 @@ class SqlAdapter:
         self._database = Database(context.store)
         self._topology = Topology(self._database)
         self._publisher = Publisher(self._database, self._topology, context.max_message_bytes)
+        self._hints = LogHints(context.store, context.instance, wake=self._wake)
         self._lock = threading.Lock()
         self._subscriptions: list[SqlSubscription] = []
         self._numbers = itertools.count(1)
@@ -99,15 +102,16 @@ class SqlAdapter:
         outcomes = self._publisher.publish(messages, timeout)
         sent = {m.topic for m, outcome in zip(messages, outcomes, strict=True) if outcome == SENT}
         if sent:
-            self._wake(sent)
+            self._wake(sent.__contains__)
+            self._hints.send(sent)
             self._expire(sent)
         return outcomes
 
-    def _wake(self, topics: set[str]) -> None:
+    def _wake(self, has_news: Callable[[str], bool]) -> None:
         with self._lock:
             subscriptions = tuple(self._subscriptions)
         for subscription in subscriptions:
-            if not topics.isdisjoint(subscription.topics):
+            if any(map(has_news, subscription.topics)):
                 subscription.wake()
 
     def _expire(self, topics: set[str]) -> None:
@@ -138,6 +142,7 @@ class SqlAdapter:
             ],
             Cleaner(self._database),
             prefetch=prefetch,
+            listen=self._hints.listen,
             forget=self._forget,
         )
         with self._lock:
@@ -178,6 +183,7 @@ class SqlAdapter:
             subscriptions = tuple(self._subscriptions)
         for subscription in subscriptions:
             subscription.close()
+        self._hints.close()
 
 
 def _short(instance: str) -> str:

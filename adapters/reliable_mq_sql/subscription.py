@@ -1,4 +1,4 @@
-"""Receiving: polling the partitions owned, woken at once by publishes of the same process."""
+"""Receiving: looking at the partitions owned, when woken by a publish and from time to time."""
 
 from __future__ import annotations
 
@@ -39,12 +39,14 @@ class SqlSubscription:
         cleaner: Cleaner,
         *,
         prefetch: int,
+        listen: Callable[[], None],
         forget: Callable[[SqlSubscription], None],
     ) -> None:
         self._database = database
         self._shares = tuple(shares)
         self._cleaner = cleaner
         self._prefetch = prefetch
+        self._listen = listen
         self._forget = forget
         # Made once: building it costs more than running it, and it runs at every look.
         part = database.store.tables.topic_partition.c
@@ -74,7 +76,9 @@ class SqlSubscription:
     def receive(self, limit: int, timeout: float) -> Batch:
         """See ``Subscription.receive``; raises ``TransportError`` after ``close``."""
         end = time.monotonic() + timeout
+        self._listen()
         while True:
+            # Cleared before it looks: what is published from here on wakes it again.
             self._woken.clear()
             with self._serving:
                 batch = self._step(limit)
@@ -241,7 +245,8 @@ class Poll:
     """How long to wait before the next look: short after work, longer the longer it is quiet.
 
     A look costs some tenths of a millisecond of this process, so twenty a second are about one
-    per cent of a core; what this process publishes itself wakes without waiting.
+    per cent of a core; a publish of this process wakes without waiting, and on PostgreSQL so does
+    one of another.
     """
 
     def __init__(self, dialect: str) -> None:

@@ -32,8 +32,8 @@ class Case:
         return workers + len(self.handlers) + _OWN_CONNECTIONS
 
 
-_OWN_CONNECTIONS = 4
-"""Relay, its leases, the retries, and who listens for new messages."""
+_OWN_CONNECTIONS = 7
+"""Relay, its leases, the retries, and the hints sent and heard: of the outbox, and of `sql://`."""
 
 
 def group_name(key: GroupKey) -> str:

@@ -27,7 +27,7 @@ from reliable_mq.store.outbox.reading import Reader
 from reliable_mq.store.outbox.sending import sendable
 from reliable_mq.store.tables import OUTBOX_SLOTS
 from reliable_mq.store.texts import cause_of
-from reliable_mq.wakeup import Listener
+from reliable_mq.wakeup import Listener, channel_of
 
 log = logging.getLogger("reliable_mq")
 
@@ -151,7 +151,8 @@ class Relay:
         An error never ends it: it is logged, and tried again with a growing pause. Returns within
         ``publish_timeout`` and a few seconds of *stop*, at once when idle and woken.
         """
-        listener = Listener(self._store, self.wake)
+        channel = channel_of(self._store.tables.outbox)
+        listener = Listener(self._store, channel, lambda hint: self.wake())
         self._store.on_appended.append(self.wake)
         try:
             with self._alone(), self._settler.beside():

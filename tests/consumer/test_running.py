@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from reliable_mq import ReliableMQ, Settings
 from reliable_mq.store import Store
-from reliable_mq.wakeup import Listener
+from reliable_mq.wakeup import Listener, channel_of
 
 
 def application(url: str) -> ReliableMQ:
@@ -65,7 +65,8 @@ def test_a_commit_that_published_hints_to_the_relays_of_other_processes(
     with application(postgresql_url) as mq:
         mq.declare()
         other = Store(database_url=postgresql_url)
-        listener = Listener(other, woken.set)
+        channel = channel_of(other.tables.outbox)
+        listener = Listener(other, channel, lambda hint: woken.set())
         listener.start()
         try:
             pause = threading.Event()

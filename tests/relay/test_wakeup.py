@@ -39,7 +39,7 @@ class Hints:
         self.count = 0
         self.changed = threading.Condition()
 
-    def __call__(self) -> None:
+    def __call__(self, hint: str = "") -> None:
         with self.changed:
             self.count += 1
             self.changed.notify_all()
@@ -49,10 +49,14 @@ class Hints:
             assert self.changed.wait_for(lambda: self.count >= count, DEADLINE), self.count
 
 
+def outbox_channel(store: Store) -> str:
+    return channel_of(store.tables.outbox)
+
+
 @pytest.fixture
 def hints(postgresql_store):
     found = Hints()
-    listener = Listener(postgresql_store, found)
+    listener = Listener(postgresql_store, outbox_channel(postgresql_store), found)
     listener.start()
     found.wait(1)  # it hints once when it begins to listen: something may have come before
     yield found
@@ -194,8 +198,8 @@ def test_a_hint_does_not_wait_for_the_disk_and_nothing_else_on_its_session_does_
     elsewhere, hints
 ):
     before = hints.count
-    line = _Line(elsewhere)
-    line.send()
+    line = _Line(elsewhere, outbox_channel(elsewhere))
+    line.send([""])
     hints.wait(before + 1)
     assert line._connection is not None
     cursor = line._connection.cursor()
@@ -208,7 +212,7 @@ def test_a_hint_does_not_wait_for_the_disk_and_nothing_else_on_its_session_does_
     # As a pooler would hand the session on to somebody else.
     assert waits() == "on"
     cursor.execute("BEGIN")
-    cursor.execute(line._notify)
+    cursor.execute(line._statement([""]))
     assert waits() == "off"
     cursor.execute("COMMIT")
     assert waits() == "on"
@@ -241,7 +245,7 @@ def test_the_last_commit_before_the_end_has_its_hint(postgresql_url, hints):
 def test_nothing_is_left_behind(postgresql_store, postgresql_url):
     threads = threading.active_count()
     notifier = Notifier(postgresql_store)
-    listener = Listener(postgresql_store, lambda: None)
+    listener = Listener(postgresql_store, outbox_channel(postgresql_store), lambda hint: None)
     notifier.start()
     notifier.start()
     listener.start()
@@ -262,7 +266,8 @@ def test_elsewhere_than_on_postgresql_nothing_is_started(sqlite_url):
     store = Store(database_url=sqlite_url, adapter=ADAPTER)
     store.create()
     threads = threading.active_count()
-    notifier, listener = Notifier(store), Listener(store, lambda: None)
+    notifier = Notifier(store)
+    listener = Listener(store, outbox_channel(store), lambda hint: None)
     notifier.start()
     listener.start()
     commit(store, message("m"))
@@ -272,13 +277,14 @@ def test_elsewhere_than_on_postgresql_nothing_is_started(sqlite_url):
     store.dispose()
 
 
-def test_each_prefix_and_schema_has_a_channel_of_its_own():
+def test_each_table_with_its_prefix_and_schema_has_a_channel_of_its_own():
     url = "postgresql+psycopg://app@localhost/app"
     stores = [
         Store(database_url=url),
         Store(database_url=url, table_prefix="other_"),
         Store(database_url=url, db_schema="other"),
     ]
-    channels = {channel_of(store) for store in stores}
-    assert len(channels) == 3
+    channels = {channel_of(store.tables.outbox) for store in stores}
+    channels |= {channel_of(store.tables.topic_log) for store in stores}
+    assert len(channels) == 6
     assert all(channel.isidentifier() and len(channel) < 63 for channel in channels)

@@ -189,10 +189,11 @@ def test_calls_on_a_stopped_server_return_in_time_and_leave_no_thread_when_it_go
         assert [type(one) for one in first + second] == [Unknown, Unknown]
     finally:
         server.resume()
+    adapter.close()
     for thread in set(threading.enumerate()) - before:
         thread.join(20)
         assert not thread.is_alive()
-    publish(adapter, 3)
+    publish(opened(store), 3)
     store.dispose()
 
 
