@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, CursorResult, Dialect, Insert, Select
+from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from reliable_mq.store.columns import MYSQL_FAMILY
@@ -37,15 +39,62 @@ class Direct:
 
     def execute(self, connection: Connection, rows: Sequence[Values]) -> CursorResult[Any]:
         """Execute it with the values of each of *rows*, at least one."""
-        dialect = connection.dialect
+        compiled = self._compiled_for(connection.dialect)
+        if not compiled.is_plain:
+            return connection.execute(self.statement, rows)
+        return connection.exec_driver_sql(compiled.sql, compiled.parameters(rows))
+
+    def fetch(self, connection: Connection, row: Values) -> Sequence[Any]:
+        """Execute it with the values of *row* and return the first row of its result.
+
+        Past SQLAlchemy, whose result object would cost as much as the driver and the server: its
+        log and its events see nothing of it. Errors are SQLAlchemy's all the same, and a
+        connection that was lost is invalidated, with the others of its pool.
+        """
+        compiled = self._compiled_for(connection.dialect)
+        if not compiled.is_plain:
+            return connection.execute(self.statement, row).one()
+        parameters = compiled.parameters([row])
+        cursor = connection.connection.cursor()
+        try:
+            cursor.execute(compiled.sql, parameters)
+            found: Any = cursor.fetchone()
+        except connection.dialect.loaded_dbapi.Error as error:
+            raise _translated(connection, error, compiled.sql, parameters) from error
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                # Cancelled in the middle of an answer that nobody will read.
+                connection.invalidate(error)
+            raise
+        finally:
+            cursor.close()
+        return cast("Sequence[Any]", found)
+
+    def _compiled_for(self, dialect: Dialect) -> _Compiled:
         compiled = self._compiled.get(dialect)
         if compiled is None:
             encoded = self._identifiers if dialect.name in MYSQL_FAMILY else ()
             compiled = _Compiled(self.statement, dialect, self._names, encoded)
             self._compiled[dialect] = compiled
-        if not compiled.is_plain:
-            return connection.execute(self.statement, rows)
-        return connection.exec_driver_sql(compiled.sql, compiled.parameters(rows))
+        return compiled
+
+
+def _translated(connection: Connection, error: Any, sql: str, parameters: Any) -> StatementError:
+    dialect = connection.dialect
+    if dialect.is_disconnect(error, connection.connection.dbapi_connection, None):
+        # By a statement of its own SQLAlchemy sees that, and clears the pool as it always does.
+        with suppress(DBAPIError):
+            connection.exec_driver_sql("SELECT 1")
+    translated: StatementError = DBAPIError.instance(
+        sql,
+        parameters,
+        error,
+        dialect.loaded_dbapi.Error,
+        hide_parameters=connection.engine.hide_parameters,
+        connection_invalidated=connection.invalidated,
+        dialect=dialect,
+    )
+    return translated
 
 
 class _Compiled:

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from reliable_mq.message import Message
 from reliable_mq.store.dialects import Claimed, Trouble
+from reliable_mq.store.direct import Direct, Values
 from reliable_mq.store.retries import Retries
 from tests.store.claims import claim, in_begun, on_servers, row
 
@@ -199,10 +200,18 @@ def test_claims_with_different_limits_do_not_share_one(bridge):
         assert bridge.run(waited, 3.0) > 1.9
 
 
-def test_a_claim_is_one_statement(bridge):
+def test_a_claim_is_one_statement(bridge, monkeypatch):
     if bridge.driver in {"pymysql", "asyncmy"} and not bridge.store.engine.dialect.is_mariadb:
         pytest.skip("MySQL has no SET STATEMENT")
-    statements: list[str] = []
+    statements: list[Any] = []
+    fetch = Direct.fetch
+
+    def fetched(direct: Direct, connection: Connection, row: Values) -> Any:
+        statements.append(direct)
+        return fetch(direct, connection, row)
+
+    # The events of SQLAlchemy see nothing of it.
+    monkeypatch.setattr(Direct, "fetch", fetched)
 
     def work(connection: Connection) -> int:
         event.listen(connection, "before_cursor_execute", lambda *a: statements.append(a[2]))

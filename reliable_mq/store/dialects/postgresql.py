@@ -132,8 +132,7 @@ class PostgreSQL(StoreDialect):
         else:
             values["message_key"] = key
             statement = self._single_claims.of(tables.inbox, row, tables.retry)
-        found: Any = statement.execute(connection, [values]).one()
-        new, _, known, *waits = found
+        new, _, known, *waits = statement.fetch(connection, values)
         return Claimed(bool(new), waits[0] if waits else None, known)
 
     @override

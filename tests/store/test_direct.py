@@ -1,0 +1,92 @@
+"""What is fetched past SQLAlchemy: its errors, and what becomes of the connection."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, bindparam, literal_column, select, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.util import greenlet_spawn
+
+from reliable_mq.store.dialects import Trouble
+from reliable_mq.store.direct import Direct
+from tests.store.claims import in_begun
+
+pytestmark = pytest.mark.timeout(60)
+
+_QUOTIENT: Any = select(literal_column("10") / bindparam("by"), bindparam("by"))
+DIVISION = Direct(_QUOTIENT, ["by"])
+
+
+@pytest.fixture(autouse=True)
+def _postgresql(bridge):
+    if bridge.store.dialect.name != "postgresql":
+        pytest.skip("only PostgreSQL's claim goes past SQLAlchemy")
+
+
+def test_the_first_row_is_returned(bridge):
+    assert tuple(in_begun(bridge, lambda c: DIVISION.fetch(c, {"by": 5}))) == (2, 5)
+
+
+def test_an_error_is_one_of_sqlalchemy_and_leaves_the_connection(bridge):
+    def work(connection: Connection) -> Any:
+        with pytest.raises(DBAPIError, match="division by zero") as caught:
+            DIVISION.fetch(connection, {"by": 0})
+        trouble = bridge.store.dialect.classify(caught.value, connection)
+        return trouble, caught.value.connection_invalidated, connection.invalidated
+
+    assert in_begun(bridge, work) == (Trouble.OTHER, False, False)
+
+
+def test_a_lost_connection_takes_those_of_its_pool_with_it(bridge):
+    def work() -> Any:
+        with bridge.engine.connect() as other:
+            other_backend = _backend(other)
+        with bridge.engine.connect() as connection:
+            bridge.store.dialect.begin(connection)
+            with bridge.store.engine.begin() as killer:
+                ours = {"ours": _backend(connection)}
+                killer.execute(text("SELECT pg_terminate_backend(:ours, 10000)"), ours)
+            with pytest.raises(DBAPIError) as caught:
+                DIVISION.fetch(connection, {"by": 5})
+            trouble = bridge.store.dialect.classify(caught.value, connection)
+            told = trouble, caught.value.connection_invalidated, connection.invalidated
+        with bridge.engine.connect() as fresh:
+            return told, _backend(fresh) == other_backend
+
+    assert bridge.run(work) == ((Trouble.GONE, True, True), False)
+
+
+def test_a_cancelled_one_gives_its_connection_up(bridge):
+    if not bridge.is_async:
+        pytest.skip("a thread cannot be cancelled")
+    forever: Any = select(literal_column("pg_sleep(60)"), bindparam("by"))
+    sleep = Direct(forever, ["by"])
+    begun = threading.Event()
+    seen: list[bool] = []
+
+    def work() -> None:
+        with bridge.engine.connect() as connection:
+            bridge.store.dialect.begin(connection)
+            begun.set()
+            try:
+                sleep.fetch(connection, {"by": 1})
+            finally:
+                seen.append(connection.invalidated)
+
+    async def cancel() -> None:
+        task = asyncio.ensure_future(greenlet_spawn(work))
+        await asyncio.to_thread(begun.wait, 30)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    bridge.runner.run(cancel())
+    assert seen == [True]
+
+
+def _backend(connection: Connection) -> int:
+    return int(connection.scalar(text("SELECT pg_backend_pid()")))
