@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, bindparam, insert, select, tuple_, update
+from sqlalchemy import Connection, and_, bindparam, insert, select, tuple_, update
 from sqlalchemy.exc import DataError
 
 from reliable_mq.adapter import SENT, Outcome, Refused, Unknown, Unroutable
@@ -16,6 +16,7 @@ from reliable_mq.crashpoints import crash_point
 from reliable_mq.errors import ConfigurationError, ReliableMQError, TransportError
 from reliable_mq.message import Message
 from reliable_mq.partitioning import partition_for
+from reliable_mq.store import Store
 from reliable_mq_sql.database import Database
 from reliable_mq_sql.rows import to_row, why_refused
 from reliable_mq_sql.topology import TopicRow, Topology
@@ -82,6 +83,7 @@ class Publisher:
     def __init__(self, database: Database, topology: Topology, max_body: int) -> None:
         self._database = database
         self._topology = topology
+        self._log = _Log(database.store)
         self._max_body = max_body
         self._turns: defaultdict[str, itertools.count[int]] = defaultdict(itertools.count)
 
@@ -160,7 +162,7 @@ class Publisher:
 
     def _write(self, entries: Sequence[_Entry], end: float, check: Check) -> None:
         def work(connection: Connection) -> None:
-            _append(connection, self._database, entries)
+            self._log.append(connection, entries)
             crash_point("publish.unconfirmed")
             check()
 
@@ -168,43 +170,73 @@ class Publisher:
         crash_point("publish.answered")
 
 
-def _append(connection: Connection, database: Database, entries: Sequence[_Entry]) -> None:
-    tables = database.store.tables
-    part = tables.topic_partition
-    places = {entry.place for entry in entries}
-    offsets, now = _lock(connection, database, places)
-    rows = []
-    for entry in entries:
-        offset = offsets[entry.place]
-        offsets[entry.place] += 1
-        rows.append(to_row(entry.message, entry.place[1], offset, now))
-    connection.execute(
-        update(part)
-        .where(part.c.topic == bindparam("of_topic"), part.c.partition == bindparam("of_number"))
-        .values(next_offset=bindparam("to_offset")),
-        [
-            {"of_topic": topic, "of_number": number, "to_offset": offset}
+class _Log:
+    """The end of the log. Its statements are made once: building them costs as much as running."""
+
+    def __init__(self, store: Store) -> None:
+        part = store.tables.topic_partition
+        columns = part.c
+        here = and_(
+            columns.topic == bindparam("of_topic"), columns.partition == bindparam("of_number")
+        )
+        self._draw = (
+            update(part)
+            .where(here)
+            .values(next_offset=columns.next_offset + bindparam("count"))
+            .returning(columns.next_offset, store.now())
+        )
+        self._lock = (
+            select(columns.topic, columns.partition, columns.next_offset, store.now())
+            .where(
+                tuple_(columns.topic, columns.partition).in_(bindparam("places", expanding=True))
+            )
+            .order_by(columns.topic, columns.partition)
+            .with_for_update()
+        )
+        self._move = update(part).where(here).values(next_offset=bindparam("to_offset"))
+        self._insert = insert(store.tables.topic_log)
+
+    def append(self, connection: Connection, entries: Sequence[_Entry]) -> None:
+        """Store *entries* at the ends of their partitions.
+
+        The partitions' rows stay locked until the commit: the order of offsets is the order of
+        commits, and whoever reads up to an offset has read everything before it.
+        """
+        counts = Counter(entry.place for entry in entries)
+        if len(counts) == 1 and connection.dialect.update_returning:
+            offsets, now = self._draw_from_one(connection, *counts.popitem())
+        else:
+            offsets, now = self._draw_from_many(connection, counts)
+        rows = []
+        for entry in entries:
+            offset = offsets[entry.place]
+            offsets[entry.place] += 1
+            rows.append(to_row(entry.message, entry.place[1], offset, now))
+        connection.execute(self._insert, rows)
+
+    def _draw_from_one(
+        self, connection: Connection, place: Place, count: int
+    ) -> tuple[dict[Place, int], int]:
+        """Return the offset to begin with, and the time, by one statement."""
+        topic, number = place
+        values = {"of_topic": topic, "of_number": number, "count": count}
+        found = connection.execute(self._draw, values).all()
+        if not found:
+            raise _TopicChanged
+        end, now = found[0]
+        return {place: end - count}, now
+
+    def _draw_from_many(
+        self, connection: Connection, counts: Mapping[Place, int]
+    ) -> tuple[dict[Place, int], int]:
+        """Return the offsets to begin with, and the time; locks in one order."""
+        found = connection.execute(self._lock, {"places": sorted(counts)}).all()
+        if len(found) != len(counts):
+            raise _TopicChanged
+        offsets = {(row[0], row[1]): row[2] for row in found}
+        moved = [
+            {"of_topic": topic, "of_number": number, "to_offset": offset + counts[topic, number]}
             for (topic, number), offset in sorted(offsets.items())
-        ],
-    )
-    connection.execute(insert(tables.topic_log), rows)
-
-
-def _lock(
-    connection: Connection, database: Database, places: Collection[Place]
-) -> tuple[dict[Place, int], int]:
-    """Lock the partitions' rows in one order; return their next offsets and the time.
-
-    The lock is held until the commit: the order of offsets is the order of commits, and whoever
-    reads up to an offset has read everything before it.
-    """
-    part = database.store.tables.topic_partition.c
-    found = connection.execute(
-        select(part.topic, part.partition, part.next_offset, database.store.now())
-        .where(tuple_(part.topic, part.partition).in_(sorted(places)))
-        .order_by(part.topic, part.partition)
-        .with_for_update()
-    ).all()
-    if len(found) != len(places):
-        raise _TopicChanged
-    return {(row[0], row[1]): row[2] for row in found}, found[0][3]
+        ]
+        connection.execute(self._move, moved)
+        return offsets, found[0][3]

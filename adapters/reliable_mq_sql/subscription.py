@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
-from sqlalchemy import Connection, Row, or_, select
+from sqlalchemy import Connection, Row, bindparam, or_, select
 
 from reliable_mq.adapter import Batch, Lost, Received
 from reliable_mq.errors import ReliableMQError, TransportError
@@ -48,10 +48,21 @@ class SqlSubscription:
         self._prefetch = prefetch
         self._listen = listen
         self._forget = forget
-        # Made once: building it costs more than running it, and it runs at every look.
+        # Made once: building them costs more than running them, and they run at every look.
         part = database.store.tables.topic_partition.c
         self._ends = select(part.topic, part.partition, part.next_offset).where(
             or_(*(part.topic == share.topic for share in self._shares))
+        )
+        entry = database.store.tables.topic_log.c
+        self._entries = (
+            select_messages(database.store.tables.topic_log)
+            .where(
+                entry.topic == bindparam("of_topic"),
+                entry.partition == bindparam("of_number"),
+                entry.log_offset >= bindparam("from_offset"),
+            )
+            .order_by(entry.log_offset)
+            .limit(bindparam("at_most"))
         )
         self._poll = Poll(database.store.dialect.name)
         self._lost: list[Lost] = []
@@ -131,30 +142,28 @@ class SqlSubscription:
     def _read_partitions(
         self, connection: Connection, owned: Sequence[OwnedPartition], room: int
     ) -> list[tuple[OwnedPartition, Rows]]:
-        ends = self._read_ends(connection)
+        # Looking at the end first would not be cheaper where there is one partition to look at.
+        news = owned if len(owned) == 1 else self._with_news(connection, owned)
         found: list[tuple[OwnedPartition, Rows]] = []
-        for one in owned:
-            if one.position < ends.get((one.topic, one.number), 0) and room > 0:
+        for one in news:
+            if room > 0:
                 rows = self._read_one(connection, one, min(room, _READ_AT_ONCE))
                 found.append((one, rows))
                 room -= len(rows)
         return found
 
+    def _with_news(
+        self, connection: Connection, owned: Sequence[OwnedPartition]
+    ) -> list[OwnedPartition]:
+        ends = self._read_ends(connection)
+        return [one for one in owned if one.position < ends.get((one.topic, one.number), 0)]
+
     def _read_ends(self, connection: Connection) -> dict[tuple[str, int], int]:
         return {(row[0], row[1]): row[2] for row in connection.execute(self._ends)}
 
     def _read_one(self, connection: Connection, one: OwnedPartition, limit: int) -> Rows:
-        table = self._database.store.tables.topic_log
-        return connection.execute(
-            select_messages(table)
-            .where(
-                table.c.topic == one.topic,
-                table.c.partition == one.number,
-                table.c.log_offset >= one.position,
-            )
-            .order_by(table.c.log_offset)
-            .limit(limit)
-        ).all()
+        place = {"of_topic": one.topic, "of_number": one.number, "from_offset": one.position}
+        return connection.execute(self._entries, {**place, "at_most": limit}).all()
 
     # --- acknowledging ---
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, event, select, update
@@ -134,6 +135,32 @@ def test_a_read_that_fails_half_way_loses_nothing(store: Store, opened: Open):
         subscription.receive(100, 5)
     event.remove(store.engine, "before_cursor_execute", fail)
     assert sorted(map(int, bodies(take(subscription, 40)))) == list(range(40))
+
+
+@pytest.mark.parametrize(("partitions", "statements"), [(1, 1), (4, 2)])
+def test_a_look_at_one_new_entry_takes_a_statement_and_with_several_partitions_two(
+    store: Store, opened: Open, partitions: int, statements: int
+):
+    adapter = opened(store)
+    declare(adapter, "billing", partitions=partitions)
+    subscription = adapter.subscribe(["orders"], "billing", prefetch=10, ordered=True)
+    subscription.receive(0, 0)
+    publish(adapter, 1)
+    seen: list[str] = []
+
+    def note(connection: Connection, cursor: object, statement: str, *rest: object) -> None:
+        if store.dialect.name == "postgresql":
+            pooled: Any = connection.connection
+            assert pooled.driver_connection.info.transaction_status.name == "IDLE", (
+                "it began a transaction"
+            )
+        seen.append(statement)
+
+    event.listen(store.engine, "after_cursor_execute", note)
+    deliveries = subscription._read(10)
+    event.remove(store.engine, "after_cursor_execute", note)
+    assert bodies(deliveries) == [b"1"]
+    assert len(seen) == statements, seen
 
 
 def test_a_cursor_moved_by_hand_is_where_the_owner_goes_on(store: Store, opened: Open):

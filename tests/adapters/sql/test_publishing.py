@@ -208,3 +208,22 @@ def test_the_number_of_rows_is_the_number_of_messages_sent(store: Store, opened:
         ends = connection.execute(select(part.c.next_offset)).scalars().all()
     assert rows == sum(ends) == 100
     assert all(ends)
+
+
+def test_offsets_follow_each_other_whether_a_publish_goes_to_one_partition_or_to_several(
+    store: Store, opened: Open
+):
+    adapter = opened(store)
+    declare(adapter, partitions=3)
+    publish(adapter, 0)
+    publish(adapter, *range(1, 4))
+    publish(adapter, *range(4, 24), keys=12)
+    publish(adapter, *range(24, 27))
+    log, part = store.tables.topic_log.c, store.tables.topic_partition.c
+    with store.engine.connect() as connection:
+        rows = connection.execute(select(log.partition, log.log_offset)).all()
+        ends = connection.execute(select(part.partition, part.next_offset)).all()
+    assert len(rows) == 27
+    assert sorted(tuple(row) for row in rows) == [
+        (partition, offset) for partition, end in sorted(map(tuple, ends)) for offset in range(end)
+    ]
