@@ -14,6 +14,7 @@ from pika import exceptions
 from reliable_mq.errors import ConfigurationError, ReliableMQError, TransportError
 from reliable_mq_rabbitmq import errors
 from reliable_mq_rabbitmq.connection import Connection
+from reliable_mq_rabbitmq.deliveries import Delivery
 from reliable_mq_rabbitmq.mailbox import Arrival, Mailbox
 from reliable_mq_rabbitmq.membership import Membership
 from reliable_mq_rabbitmq.options import Options
@@ -67,6 +68,9 @@ class ConsumingConnection(Connection):
         self.plan = plan
         self.mailbox = mailbox
         self.consumers: dict[str, QueueConsumer] = {}
+        self.by_channel: dict[int, QueueConsumer] = {}
+        """The same as far as their channels are open: whose deliveries are read without pika."""
+        self._arrived: list[Arrival] = []
         self._failing: set[str] = set()
         self._leaving: set[QueueConsumer] = set()
         self._left: Future[Any] | None = None
@@ -98,12 +102,29 @@ class ConsumingConnection(Connection):
     # --- for the I/O thread ---
 
     def _on_open(self) -> None:
+        self.opened().deliver(self.by_channel, self._take)
         for queue in self.plan.queues():
             self.consume(queue)
         if self.plan.ordered:
             for layout in self.plan.layouts:
                 if layout.partitions > 1:
                     Membership(self, layout).join()
+
+    def _take(self, deliveries: Iterable[Delivery]) -> None:
+        self.arrive([self.by_channel[one[0]].arrival(*one[1:]) for one in deliveries])
+
+    def arrive(self, arrivals: Iterable[Arrival]) -> None:
+        """Pass deliveries on, together with all others that can be read now.
+
+        The receiving thread is woken once for all of them.
+        """
+        if not self._arrived:
+            self.later(0, self._pass_on)
+        self._arrived.extend(arrivals)
+
+    def _pass_on(self) -> None:
+        arrived, self._arrived = self._arrived, []
+        self.mailbox.put(arrived)
 
     def consume(self, queue: str) -> None:
         """Consume *queue* under a new epoch."""
@@ -196,6 +217,7 @@ class QueueConsumer:
             channel.close()  # It has no consumer yet, so there is nothing to cancel.
             return
         channel.add_on_cancel_callback(self._on_cancel)
+        self.connection.by_channel[channel.channel_number] = self
         plan = self.connection.plan
         channel.basic_qos(
             prefetch_count=plan.prefetch_each,
@@ -208,19 +230,14 @@ class QueueConsumer:
         )
 
     def _on_message(self, _: Any, method: Any, properties: bytes, body: bytes) -> None:
+        redelivered = bool(method.redelivered)
+        self.connection.arrive([self.arrival(method.delivery_tag, redelivered, properties, body)])
+
+    def arrival(self, tag: int, redelivered: bool, properties: bytes, body: bytes) -> Arrival:
+        """Take a delivery."""
         self.active = True
-        self.tags.deliver(method.delivery_tag)
-        self.connection.mailbox.put(
-            Arrival(
-                consumer=self,
-                partition=self.queue,
-                epoch=self.epoch,
-                tag=method.delivery_tag,
-                redelivered=bool(method.redelivered),
-                properties=properties,
-                body=body,
-            )
-        )
+        self.tags.deliver(tag)
+        return Arrival(self, self.queue, self.epoch, tag, redelivered, properties, body)
 
     def _on_cancel(self, _: Any) -> None:
         """The broker ended the consumer, because the queue was deleted."""
@@ -286,6 +303,8 @@ class QueueConsumer:
         self.connection.mailbox.lose(self.queue, self.epoch)
 
     def _gone(self, reason: BaseException) -> None:
+        if self._channel is not None:
+            self.connection.by_channel.pop(self._channel.channel_number, None)
         self._lose()
         for passed in list(self._barriers):
             passed.set_exception(TransportError(f"RabbitMQ: {errors.describe(reason)}"))

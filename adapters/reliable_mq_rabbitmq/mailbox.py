@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,12 +48,12 @@ class Mailbox:
             self._last[partition] = self._live[partition] = epoch
             return epoch
 
-    def put(self, arrival: Arrival) -> None:
-        """Add a delivery, unless its epoch is over."""
+    def put(self, arrivals: Iterable[Arrival]) -> None:
+        """Add deliveries, but for those whose epoch is over."""
+        live = self._live
         with self._changed:
-            if self._live.get(arrival.partition) == arrival.epoch:
-                self._arrivals.append(arrival)
-                self._changed.notify()
+            self._arrivals.extend(a for a in arrivals if live.get(a.partition) == a.epoch)
+            self._changed.notify()
 
     def lose(self, partition: str, epoch: int) -> bool:
         """End *epoch* of *partition*: report it lost, drop what was not handed out of it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from reliable_mq.message import Message
 from reliable_mq.names import has_control_characters
@@ -48,6 +49,7 @@ def decode(topic: str, properties: bytes, body: bytes) -> RawMessage:
     )
 
 
+@lru_cache(maxsize=256)
 def _text(value: bytes | None) -> str | None:
     try:
         text = value.decode() if value else None

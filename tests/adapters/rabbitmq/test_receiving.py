@@ -113,6 +113,19 @@ def test_a_message_with_nothing_at_all_arrives(
     assert not wire.decode(raw, LIMITS).stable_id
 
 
+def test_bodies_of_any_size_arrive_whole_and_in_order(
+    declare: Declare, reader: Read, rabbitmq_url: str
+) -> None:
+    topic = declare()
+    sizes = [0, 10, 131_063, 131_064, 131_065, 11, 5000, 900_000, 70_000, 12]
+    sent = [bytes((number,)) * size for number, size in enumerate(sizes)]
+    with channel(rabbitmq_url) as plain:
+        plain.confirm_delivery()
+        for body in sent:
+            plain.basic_publish(topic, "", body, mandatory=True)
+    assert [one.raw.body for one in reader().take(len(sent))] == sent
+
+
 def test_a_foreign_message_keeps_its_native_id_content_type_and_time(
     declare: Declare, reader: Read, rabbitmq_url: str
 ) -> None:
