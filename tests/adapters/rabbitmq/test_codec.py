@@ -112,6 +112,15 @@ def test_what_follows_a_value_of_an_unknown_type_is_kept_undecoded() -> None:
     ]
 
 
+@pytest.mark.parametrize("kind", [b"S", b"x"])
+def test_what_is_left_of_a_value_that_is_cut_short_is_kept_undecoded(kind: bytes) -> None:
+    cut_short = kind + struct.pack(">I", 100) + b"rest"
+    assert headers_of(("known", long_string(b"x")), ("cut short", cut_short)) == [
+        ("known", b"x"),
+        (UNDECODED, b"rest"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("what", "arguments"),
     [

@@ -159,6 +159,15 @@ def test_each_delivery_is_taken_once_and_in_order_however_the_bytes_come(
         ]
 
 
+def test_what_came_of_a_large_delivery_is_not_read_again_each_time_more_comes() -> None:
+    parts = [bytes((number,)) * 3000 for number in range(10)]
+    with closing(Consumer(frame_max=4096)) as consumer:
+        for one in frames_of(1, 1, *parts):
+            consumer.receive(one)
+            assert len(consumer.client._frame_buffer) < 4096
+    assert consumer.taken == [(1, 1, PROPERTIES, b"".join(parts))]
+
+
 class Protocol:
     """What pika's transport hands its bytes to."""
 
