@@ -35,7 +35,7 @@ def declare_groups(store: Store, specs: Iterable[HandlerSpec]) -> None:
 def check_nothing_waits(store: Store, specs: Iterable[HandlerSpec]) -> None:
     """Raise where messages wait in the store for a handler that would never look there."""
     retries = Retries(store)
-    with store.engine.connect() as connection:
+    with store.reading() as connection:
         for spec in specs:
             if spec.guarantee is not Guarantee.EXACTLY_ONCE:
                 continue
@@ -72,7 +72,7 @@ def status(
     waiting_query = select(retries.topic, retries.consumer_group, func.count()).group_by(
         retries.topic, retries.consumer_group
     )
-    with store.engine.connect() as connection:
+    with store.reading() as connection:
         store.verify(connection)
         outbox = outbox_status(connection, store)
         waiting = {(t, g): n for t, g, n in connection.execute(waiting_query)}
@@ -113,7 +113,7 @@ def dead_letters(
     after: int | None = None,
 ) -> list[StoredDeadLetter]:
     """Return dead letters by rising id, with their raw headers."""
-    with store.engine.connect() as connection:
+    with store.reading() as connection:
         return DeadLetters(store).list(
             connection, topic=topic, group=group, limit=limit, after=after
         )
@@ -121,7 +121,7 @@ def dead_letters(
 
 def dead_letter(store: Store, id_: int) -> StoredDeadLetter | None:
     """Return one dead letter, or None."""
-    with store.engine.connect() as connection:
+    with store.reading() as connection:
         return DeadLetters(store).get(connection, id_)
 
 

@@ -336,7 +336,7 @@ class Service:
             return [f"{name}: lag unknown ({error})"]
         if lag:
             return [f"{name}: {lag} messages not acknowledged"]
-        with self._runtime.store.engine.connect() as connection:
+        with self._runtime.store.reading() as connection:
             due_in = self._looker.next_due_in(
                 connection, group, topic, heads_only=consumer.spec.ordered
             )

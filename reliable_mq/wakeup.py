@@ -24,8 +24,9 @@ log = logging.getLogger("reliable_mq")
 
 _SHORTEST_GAP = 0.001
 _LONGEST_GAP = 0.02
-"""Seconds between two hints. While commits follow each other without a pause it is the longest:
-who waits is busy then, and looks again by itself. A commit after a pause waits for nothing."""
+_STREAM = 250.0
+"""Seconds between two hints. While so many commits a second go on it grows to the longest: who
+waits is busy then, and looks again by itself. Of fewer each waits for next to nothing."""
 
 _KEPT = 1.0
 """Seconds without a hint after which its connection is closed."""
@@ -45,6 +46,12 @@ def digest(text: str) -> str:
 def channel_of(table: Table) -> str:
     """Return the channel of hints about *table*: another for each table prefix and schema."""
     return "reliable_mq_" + digest(table.fullname)
+
+
+def next_gap(gap: float, commits: int) -> float:
+    """Return the seconds between the next two hints, after *commits* within a *gap*."""
+    is_stream = commits >= max(1.0, _STREAM * gap)
+    return min(2 * gap, _LONGEST_GAP) if is_stream else _SHORTEST_GAP
 
 
 class Notifier:
@@ -88,6 +95,7 @@ class Hints:
         self._store = store
         self._channel = channel
         self._waiting: dict[str, None] = {}
+        self._commits = 0
         self._due = threading.Event()
         self._closed = threading.Event()
         self._guard = threading.Lock()
@@ -102,6 +110,7 @@ class Hints:
         if self._store.dialect.name != "postgresql":
             return
         self._waiting[hint] = None
+        self._commits += 1  # without a lock: to lose one of many does not matter
         self._due.set()
         if self._thread is None or not self._thread.is_alive():
             self._launch()
@@ -137,8 +146,9 @@ class Hints:
             if self._closed.is_set():
                 line.close()
                 return
+            self._commits = 0
             self._closed.wait(gap)
-            gap = min(2 * gap, _LONGEST_GAP) if self._due.is_set() else _SHORTEST_GAP
+            gap = next_gap(gap, self._commits)
 
     def _take(self) -> list[str]:
         taken = list(self._waiting)

@@ -145,7 +145,9 @@ class Processor(Caller):
             return None
         try:
             with self.transaction() as transaction:
-                return self.books.retries.next_of_key(transaction.connection, waiting)
+                found = self.books.retries.next_of_key(transaction.connection, waiting)
+                transaction.commit()
+                return found
         except Exception:
             log.debug("the next row of a key could not be read", exc_info=True)
             return None

@@ -148,7 +148,7 @@ class RetryLoop:
     def _look(self, group: _Group) -> None:
         slots = [int(name) for name in group.leases.held]
         ordered = group.consumer.spec.ordered
-        with self._store.engine.connect() as connection:
+        with self._store.reading() as connection:
             group.waiting = self._retries.count(connection, group.group, group.topic)
             group.consumer.store_answered()
             group.consumer.paused = group.waiting >= self._settings.consumer.max_waiting_retries

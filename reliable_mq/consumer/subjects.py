@@ -316,6 +316,8 @@ class Books:
     ) -> Result:
         seen = self.inbox.seen(transaction.connection, self.group, subject.message, known)
         if seen is Seen.DUPLICATE:
+            # Nothing was written; but see Store.reading() for what a ROLLBACK would cost.
+            transaction.commit()
             return Ended.DUPLICATE
         if seen is Seen.GONE:
             return Again(ELSEWHERE_DELAY)

@@ -310,7 +310,7 @@ class Relay:
         now = self._clock.monotonic()
         if now < self._renew_at and self._leases.until - now >= self._publish_timeout:
             return
-        with self._store.engine.connect() as connection:
+        with self._store.reading() as connection:
             self._store.verify(connection)
         self._leases.renew()
         every = self._lease / 3

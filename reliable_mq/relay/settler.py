@@ -110,7 +110,7 @@ class Settler:
             self._hold(verdict)
 
     def _report_sent(self, rows: Sequence[Outgoing]) -> None:
-        with self._store.engine.connect() as connection:
+        with self._store.reading() as connection:
             now = int(connection.execute(select(self._store.now())).scalar_one())
         for row in rows:
             age = max(0.0, (now - row.created_at) / 1e6)

@@ -203,7 +203,12 @@ def _create_async(url: URL) -> AsyncEngine:
 
 
 def _options(url: URL) -> dict[str, Any]:
-    options: dict[str, Any] = {"pool_size": _POOL_SIZE, "max_overflow": -1}
+    options: dict[str, Any] = {
+        "pool_size": _POOL_SIZE,
+        "max_overflow": -1,
+        # What one connection has prepared, another one has not: few of them do most of the work.
+        "pool_use_lifo": True,
+    }
     if family_of(url) != "sqlite":
         # Once per connection: a statement per transaction would cost each handler a round trip.
         options["isolation_level"] = "READ COMMITTED"

@@ -209,6 +209,37 @@ def test_on_postgresql_reading_and_deleting_never_scan_the_table(postgresql_stor
         assert "Sort" not in plan
 
 
+def test_on_postgresql_the_reading_statement_is_planned_a_few_times_only(postgresql_store):
+    reader = Reader(postgresql_store, rows=2000)
+    for _ in range(20):
+        reader.read(ALL_SLOTS, Excluded())
+    with postgresql_store.reading() as connection:
+        # The pool gives out the connection that came back last: the one that was read on.
+        plans = connection.execute(
+            text(
+                "SELECT generic_plans, custom_plans FROM pg_prepared_statements "
+                "WHERE statement LIKE '%LATERAL%'"
+            )
+        ).all()
+    assert [tuple(one) for one in plans] == [(10, 5)]
+
+
+def test_on_postgresql_a_read_that_failed_leaves_no_transaction(postgresql_store, monkeypatch):
+    reader = Reader(postgresql_store, rows=2000)
+    commit(postgresql_store, message("m"))
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("in the middle")
+
+    with monkeypatch.context() as broken, pytest.raises(RuntimeError, match="in the middle"):
+        broken.setattr(Reader, "_complete", fail)
+        reader.read(ALL_SLOTS, Excluded())
+    with postgresql_store.engine.connect() as connection:
+        level = connection.exec_driver_sql("SHOW enable_seqscan").scalar_one()
+        assert (level, connection.connection.driver_connection.autocommit) == ("on", False)
+    assert ids(reader.read(ALL_SLOTS, Excluded())) == ["m"]
+
+
 def test_on_postgresql_a_few_busy_keys_do_not_lead_the_planner_to_another_index(postgresql_store):
     """In the index of the ids it would walk through the whole outbox, once for each slot."""
     store = postgresql_store

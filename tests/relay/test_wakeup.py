@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from reliable_mq.store import Store, outbox
-from reliable_mq.wakeup import Listener, Notifier, _Line, channel_of
+from reliable_mq.wakeup import Listener, Notifier, _Line, channel_of, next_gap
 from tests.relay.support import (
     ADAPTER,
     DEADLINE,
@@ -228,6 +228,17 @@ def test_hints_become_fewer_while_commits_go_on_without_a_pause(elsewhere, hints
     before = hints.count
     elsewhere.after_append()
     hints.wait(before + 1)
+
+
+@pytest.mark.parametrize(
+    ("a_second", "ends_at"), [(10, 0.001), (100, 0.001), (1000, 0.02), (10_000, 0.02)]
+)
+def test_only_a_stream_of_commits_waits_for_its_hints(a_second, ends_at):
+    # As after a burst: it must not stay that way.
+    gap = 0.02
+    for _ in range(20):
+        gap = next_gap(gap, int(a_second * gap))
+    assert gap == ends_at
 
 
 def test_the_last_commit_before_the_end_has_its_hint(postgresql_url, hints):

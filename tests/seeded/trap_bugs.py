@@ -58,8 +58,8 @@ _NO_RETENTION_CHECK = _new(
 _DUPLICATES_STAY = _new(
     "duplicates are not acknowledged",
     "reliable_mq/consumer/subjects.py",
-    "        if seen is Seen.DUPLICATE:\n            return Ended.DUPLICATE",
-    "        if seen is Seen.DUPLICATE:\n            return Again(0.05)",
+    "            transaction.commit()\n            return Ended.DUPLICATE",
+    "            return Again(0.05)",
 )
 _CLEANED_AT_ONCE = _new(
     "the inbox is cleaned in one transaction, however much there is",

@@ -107,7 +107,7 @@ class OutboxDesk:
             if held in (None, is_held)
         ]
         found: list[OutboxEntry] = []
-        with self._store.engine.connect() as connection:
+        with self._store.reading() as connection:
             for table, is_held in tables:
                 statement = self._entry_columns(table, is_held)
                 if topic is not None:
@@ -120,7 +120,7 @@ class OutboxDesk:
 
     def show(self, row_id: int) -> OutboxContent | None:
         """Return the row with its body and headers, or None where it is gone."""
-        with self._store.engine.connect() as connection:
+        with self._store.reading() as connection:
             for table, is_held in ((self._outbox, False), (self._held, True)):
                 content_type = raw_text(self._store, table.c.content_type)
                 statement = self._entry_columns(table, is_held).add_columns(

@@ -35,7 +35,6 @@ from sqlalchemy import (
     literal,
     or_,
     select,
-    text,
     true,
     tuple_,
     union_all,
@@ -55,11 +54,14 @@ _LEAST_OF_SLOT = 4
 _ID, _SLOT, _SIZE, _BODY, _HEADERS = 0, 1, 9, 10, 11
 """Places of the columns that are read here; a row knows them faster by place than by name."""
 
-_NO_PLANNER_CHOICE = text(
-    "SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', "
-    "true), set_config('enable_sort', 'off', true), set_config('jit', 'off', true)"
+_BEGIN = (
+    "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; "
+    "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; "
+    "SET LOCAL enable_sort = off; SET LOCAL jit = off"
 )
-"""A plan made (and, prepared, kept) while the outbox was empty would sort ten million rows."""
+"""A plan made (and, prepared, kept) while the outbox was empty would sort ten million rows.
+
+One round trip, on a connection that begins no transactions by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,16 +111,21 @@ class Reader:
         if not self._slots:
             return []
         with self._store.engine.connect() as connection:
-            if self._store.dialect.name == "postgresql":
-                # In a transaction, to whose end the settings last, whatever the engine's default.
-                connection.execution_options(isolation_level="READ COMMITTED")
-                connection.execute(_NO_PLANNER_CHOICE)
+            on_postgresql = self._store.dialect.name == "postgresql"
+            if on_postgresql:
+                connection.execution_options(isolation_level="AUTOCOMMIT")
+                connection.exec_driver_sql(_BEGIN)
             self._store.dialect.read_in_bulk(connection)
             statement = self._statement(bool(excluded))
             found = list(connection.execute(statement, self._with(excluded)).all())
             found.sort(key=itemgetter(_ID))
             self._share(Counter(map(itemgetter(_SLOT), found)))
-            return self._complete(connection, found[: self._rows])
+            complete = self._complete(connection, found[: self._rows])
+            # Not a ROLLBACK: after one psycopg forgets the statement that it has prepared.
+            if on_postgresql:
+                connection.exec_driver_sql("COMMIT")
+            connection.commit()
+            return complete
 
     # --- shares ----------------------------------------------------------------------------------
 

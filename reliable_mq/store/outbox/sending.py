@@ -112,7 +112,7 @@ def sendable(store: Store) -> int:
     is nothing to count.
     """
     outbox = store.tables.outbox
-    with store.engine.connect() as connection:
+    with store.reading() as connection:
         excluded = _waiting_for_routes(store, connection)
         found = select(outbox.c.id).where(not_held(store))
         if excluded:
