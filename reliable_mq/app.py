@@ -14,16 +14,14 @@ from sqlalchemy import MetaData
 
 from reliable_mq import operations
 from reliable_mq.adapter import Refused, Sent, TopicSpec
-from reliable_mq.consumer.lanes import AnyContext
 from reliable_mq.consumer.outputs import collector
-from reliable_mq.consumer.reports import QUIET
 from reliable_mq.declaring import (
     TopicBook,
     check_retention,
     groups_to_declare,
     topics_to_declare,
 )
-from reliable_mq.durations import seconds
+from reliable_mq.durations import QUIET, seconds
 from reliable_mq.errors import (
     ConfigurationError,
     PublishRejectedError,
@@ -44,7 +42,6 @@ from reliable_mq.publishing import build_message
 from reliable_mq.retry import RetryPolicy
 from reliable_mq.running import Running, Signals, check_main_thread, refuse_on_event_loop
 from reliable_mq.runtime import Runtime
-from reliable_mq.service import Service
 from reliable_mq.settings import Settings
 from reliable_mq.status import Counts, Status
 from reliable_mq.store import Store, current, outbox
@@ -61,6 +58,9 @@ if TYPE_CHECKING:
         async_sessionmaker,
     )
     from sqlalchemy.orm import Session, scoped_session, sessionmaker
+
+    from reliable_mq.consumer.lanes import AnyContext
+    from reliable_mq.service import Service
 
     AnySession = (
         Session
@@ -568,6 +568,9 @@ class ReliableMQ:
     def _new_service(
         self, relay: bool, consume: bool, loop: asyncio.AbstractEventLoop | None
     ) -> Service:
+        # Half of the library, and a process that only publishes needs nothing of it.
+        from reliable_mq.service import Service
+
         return Service(
             self._runtime,
             self._settings,

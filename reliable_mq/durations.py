@@ -8,6 +8,9 @@ from typing import Annotated, TypeAlias
 
 from pydantic import AfterValidator
 
+QUIET = 30.0
+"""Seconds between two log records about the same lasting trouble."""
+
 
 def seconds(value: float | timedelta) -> float:
     """Return *value* in seconds.

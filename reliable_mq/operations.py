@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from sqlalchemy import Connection, func, select
 
 from reliable_mq.adapter import Adapter
-from reliable_mq.consumer.retry_loop import SLOT_NAMES, lease_kind
 from reliable_mq.crashpoints import crash_point
 from reliable_mq.errors import ConfigurationError, ReliableMQError, TransportError
 from reliable_mq.handlers import Guarantee, HandlerSpec
@@ -18,7 +17,7 @@ from reliable_mq.store import Store
 from reliable_mq.store.dead_letters import DeadLetters, StoredDeadLetter
 from reliable_mq.store.leases import ensure_leases
 from reliable_mq.store.outbox.held import outbox_status
-from reliable_mq.store.retries import Retries
+from reliable_mq.store.retries import SLOT_NAMES, Retries, lease_kind
 
 log = logging.getLogger("reliable_mq")
 

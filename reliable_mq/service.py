@@ -19,9 +19,8 @@ from reliable_mq.consumer.exactly_once_group import ExactlyOnceConsumer
 from reliable_mq.consumer.group import GroupConsumer
 from reliable_mq.consumer.lanes import AnyContext, AsyncLane, Lane, SyncLane
 from reliable_mq.consumer.processor import Processor
-from reliable_mq.consumer.reports import QUIET
 from reliable_mq.consumer.retry_loop import RetryLoop
-from reliable_mq.durations import seconds
+from reliable_mq.durations import QUIET, seconds
 from reliable_mq.errors import ReliableMQError, TransportError
 from reliable_mq.handlers import Guarantee, HandlerSpec
 from reliable_mq.message import Delivery

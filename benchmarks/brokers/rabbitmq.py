@@ -58,8 +58,9 @@ def fill(url: str, exchange: str, queue: str, count: int, keys: int, *, run: int
     before = depth(url, queue)
     for n, key, body in messages(count, keys):
         channel.basic_publish(exchange, "p.1.0", body, properties_of(n, key, run))
-    connection.close()
+    # Without confirmations: what the broker has not taken yet goes with the connection.
     wait_for(url, queue, before + count)
+    connection.close()
 
 
 def wait_for(url: str, queue: str, count: int) -> None:

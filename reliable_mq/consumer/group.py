@@ -15,10 +15,10 @@ from reliable_mq.consumer.batches import BatchProcessor
 from reliable_mq.consumer.items import Again, Ended, Item, Result, Work, make_items
 from reliable_mq.consumer.lanes import Lane
 from reliable_mq.consumer.processor import Processor
-from reliable_mq.consumer.reports import QUIET, Reporter
+from reliable_mq.consumer.reports import Reporter
 from reliable_mq.consumer.scheduler import Scheduler
 from reliable_mq.crashpoints import crash_point
-from reliable_mq.durations import seconds
+from reliable_mq.durations import QUIET, seconds
 from reliable_mq.errors import ReliableMQError
 from reliable_mq.handlers import Guarantee, HandlerSpec
 from reliable_mq.redaction import redact_url

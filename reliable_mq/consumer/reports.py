@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from reliable_mq import events as ev
 from reliable_mq.consumer.failures import Failure
 from reliable_mq.consumer.items import Ended, Result
+from reliable_mq.durations import QUIET
 from reliable_mq.handlers import HandlerSpec
 from reliable_mq.message import Message
 from reliable_mq.redaction import redact_url
 from reliable_mq.retry import GiveUp, TryLater
 
 log = logging.getLogger("reliable_mq")
-
-QUIET = 30.0
-"""Seconds between two log lines about the same lasting trouble."""
 
 
 @dataclass(slots=True)

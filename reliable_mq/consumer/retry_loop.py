@@ -10,28 +10,19 @@ from collections.abc import Sequence
 from reliable_mq import events as ev
 from reliable_mq.clock import Clock
 from reliable_mq.consumer.group import GroupConsumer
-from reliable_mq.consumer.reports import QUIET
-from reliable_mq.durations import seconds
+from reliable_mq.durations import QUIET, seconds
 from reliable_mq.redaction import redact_url
 from reliable_mq.settings import Settings
 from reliable_mq.store import Store
 from reliable_mq.store.inbox import CLEAN_CHUNK, Inbox
 from reliable_mq.store.leases import LeaseSet
-from reliable_mq.store.retries import Retries
-from reliable_mq.store.tables import RETRY_SLOTS
+from reliable_mq.store.retries import SLOT_NAMES, Retries, lease_kind
 
 log = logging.getLogger("reliable_mq")
 
 POLL = 1.0
 CLEAN_EVERY = 60.0
 BATCH = 100
-
-SLOT_NAMES = tuple(str(slot) for slot in range(RETRY_SLOTS))
-
-
-def lease_kind(topic: str, group: str) -> str:
-    """Return the kind of the leases on a group's retry rows; these rows say that it exists."""
-    return f"retry:{topic}:{group}"
 
 
 class _Group:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, and_, func, or_, select
 
 from reliable_mq.adapter import Finding, Severity
-from reliable_mq.consumer.retry_loop import lease_kind
 from reliable_mq.doctor.broker import Lag
 from reliable_mq.doctor.case import LONG, Case, GroupKey, group_name
 from reliable_mq.doctor.leases import Share, is_alive
@@ -17,7 +16,7 @@ from reliable_mq.handlers import Guarantee, HandlerSpec
 from reliable_mq.operations import known_groups
 from reliable_mq.store import Store
 from reliable_mq.store.dead_letters import DeadLetters
-from reliable_mq.store.retries import Retries
+from reliable_mq.store.retries import Retries, lease_kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from reliable_mq.adapter import Adapter
 from reliable_mq.clock import Clock
 from reliable_mq.crashpoints import crash_point
-from reliable_mq.durations import seconds
+from reliable_mq.durations import QUIET, seconds
 from reliable_mq.events import BrokerDown, BrokerUp, Events
 from reliable_mq.message import Message
 from reliable_mq.relay.sender import Sender
@@ -46,9 +46,6 @@ _FIRST_PAUSE = 0.1
 _MAX_PAUSE = 5.0
 _LAST_TRIES = 5
 _CAUSE_BYTES = 500
-_QUIET = 30.0
-"""Seconds between two log records about the same trouble."""
-
 _NEVER = threading.Event()
 
 
@@ -364,7 +361,7 @@ class Relay:
         if now < self._quiet_until.get(about, now):
             return
         self._quiet_until = {k: end for k, end in self._quiet_until.items() if end > now}
-        self._quiet_until[about] = now + _QUIET
+        self._quiet_until[about] = now + QUIET
         log.warning(text, *values)
 
 

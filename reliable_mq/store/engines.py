@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sqlite3
 import threading
 import time
 from typing import Any
@@ -256,6 +255,8 @@ def _check_idle_connections(engine: Engine) -> None:
 def _use_wal(connection: Any, record: Any) -> None:
     # Lasting, so this changes a file once. Where the file system cannot do it, SQLite stays with
     # its rollback journal: slower beside readers, and just as safe.
+    import sqlite3  # loaded already, by the driver; not where there is another database
+
     cursor = connection.cursor()
     try:
         cursor.execute("PRAGMA journal_mode=WAL")

@@ -17,6 +17,14 @@ from reliable_mq.wire import RawHeaders
 if TYPE_CHECKING:
     from reliable_mq.store.store import Store
 
+SLOT_NAMES = tuple(str(slot) for slot in range(RETRY_SLOTS))
+"""The names of the leases of a group."""
+
+
+def lease_kind(topic: str, group: str) -> str:
+    """Return the kind of the leases on a group's retry rows; these rows say that it exists."""
+    return f"retry:{topic}:{group}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:

@@ -1,0 +1,1 @@
+"""Handling: from a delivery to its effects, its retries and its end."""
