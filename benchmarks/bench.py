@@ -124,7 +124,9 @@ class Outcome:
     failure: str = ""
 
     def verdicts(self) -> list[Verdict]:
-        """Judge the goals of which all contestants took part."""
+        """Judge the goals of which all contestants took part; none where the row failed."""
+        if self.failure:
+            return []
         found = (goal.judge(self.samples) for goal in self.row.goals)
         return [verdict for verdict in found if verdict is not None]
 
