@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
@@ -103,20 +103,20 @@ def handler_transaction(
     store: Store, lane: Lane, *, idle_timeout: float, shared: bool
 ) -> Iterator[HandlerTransaction]:
     """Open a transaction in the block; what it does not commit is rolled back."""
-    with ExitStack() as stack:
-        stack.enter_context(lane.writing())
-        connection = stack.enter_context(lane.engine().connect())
+    with lane.writing(), lane.engine().connect() as connection:
         store.dialect.begin(connection, idle_timeout=idle_timeout)
         transaction = HandlerTransaction(store, lane, connection, shared=shared)
         watch(connection, transaction.guard)
-        stack.callback(_leave, store, connection, transaction.guard)
-        entry = stack.enter_context(current.entered(store, connection))
         try:
-            yield transaction
+            with current.entered(store, connection) as entry:
+                try:
+                    yield transaction
+                finally:
+                    entry.end()
+                    if not transaction.committing:
+                        _roll_back(transaction)
         finally:
-            entry.end()
-            if not transaction.committing:
-                _roll_back(transaction)
+            _leave(store, connection, transaction.guard)
 
 
 def _roll_back(transaction: HandlerTransaction) -> None:
