@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, LargeBinary, Row, Text, cast, type_coerce
+from sqlalchemy import Column, ColumnElement, LargeBinary, Text, cast, type_coerce
 
 from reliable_mq.errors import ReliableMQError
 from reliable_mq.message import HeaderValue, Message
@@ -74,7 +74,7 @@ class Outgoing:
         return shown(self.values[0])
 
 
-def outgoing(row: Row[Any], body: bytes, headers: bytes) -> Outgoing:
+def outgoing(row: Sequence[Any], body: bytes, headers: bytes) -> Outgoing:
     """Return *row*, as the reader selects it, with *body* and packed *headers*. Never raises."""
     values: tuple[Any, ...] = tuple(row)
     id_, slot, message_id, topic, key, content_type, time, created_at, attempts = values[:9]
@@ -92,9 +92,10 @@ def outgoing(row: Row[Any], body: bytes, headers: bytes) -> Outgoing:
     )
 
 
-def row_key(row: Row[Any]) -> RowKey | None:
+def row_key(row: Sequence[Any]) -> RowKey | None:
     """Return the key of *row* as the reader selects it."""
-    return None if row.message_key is None else (shown(row.topic), bytes(row.message_key))
+    topic, key = row[3], row[4]
+    return None if key is None else (shown(topic), bytes(key))
 
 
 def raw_text(store: Store, column: Column[Any]) -> ColumnElement[Any]:

@@ -23,7 +23,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Integer,
-    Row,
     Select,
     SmallInteger,
     Table,
@@ -41,6 +40,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.selectable import TypedReturnsRows
 
+from reliable_mq.store.direct import Direct, run
 from reliable_mq.store.outbox.outgoing import Outgoing, RowKey, outgoing, raw_text, row_key
 from reliable_mq.store.store import Store
 from reliable_mq.store.tables import OUTBOX_SLOTS
@@ -51,8 +51,8 @@ MAX_BYTES = 16 * 1024 * 1024
 _LEAST_OF_SLOT = 4
 """Rows asked of each slot where none has more; with fewer, short keys would take many reads."""
 
-_ID, _SLOT, _SIZE, _BODY, _HEADERS = 0, 1, 9, 10, 11
-"""Places of the columns that are read here; a row knows them faster by place than by name."""
+_ID, _SLOT, _KEY, _SIZE, _BODY, _HEADERS = 0, 1, 4, 9, 10, 11
+"""Places of the columns that are read here."""
 
 _BEGIN = (
     "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; "
@@ -100,6 +100,10 @@ class Reader:
         self._slots: tuple[int, ...] = ()
         self._quotas: dict[int, int] = {}
         self._statements: dict[bool, TypedReturnsRows[Any]] = {}
+        # Every message goes through it, and one that nothing else delays waits for it.
+        self._direct: Direct | None = None
+        dialect = store.engine.dialect
+        self._on_psycopg = (dialect.name, dialect.driver) == ("postgresql", "psycopg")
 
     def read(self, slots: Iterable[int], excluded: Excluded) -> list[Outgoing]:
         """Return the first rows of *slots* that may be sent, in the order of their ids.
@@ -114,18 +118,25 @@ class Reader:
             on_postgresql = self._store.dialect.name == "postgresql"
             if on_postgresql:
                 connection.execution_options(isolation_level="AUTOCOMMIT")
-                connection.exec_driver_sql(_BEGIN)
-            self._store.dialect.read_in_bulk(connection)
-            statement = self._statement(bool(excluded))
-            found = list(connection.execute(statement, self._with(excluded)).all())
+                run(connection, _BEGIN)
+            found = list(self._found(connection, excluded))
             found.sort(key=itemgetter(_ID))
             self._share(Counter(map(itemgetter(_SLOT), found)))
             complete = self._complete(connection, found[: self._rows])
             # Not a ROLLBACK: after one psycopg forgets the statement that it has prepared.
             if on_postgresql:
-                connection.exec_driver_sql("COMMIT")
+                run(connection, "COMMIT")
             connection.commit()
             return complete
+
+    def _found(self, connection: Connection, excluded: Excluded) -> Sequence[Sequence[Any]]:
+        values = self._with(excluded)
+        if not excluded and self._on_psycopg:
+            if self._direct is None:
+                self._direct = Direct(self._lateral(False), values)
+            return self._direct.fetch_all(connection, values)
+        self._store.dialect.read_in_bulk(connection)
+        return connection.execute(self._statement(bool(excluded)), values).all()
 
     # --- shares ----------------------------------------------------------------------------------
 
@@ -159,7 +170,7 @@ class Reader:
             self._statements[excluding] = make(excluding)
         return self._statements[excluding]
 
-    def _lateral(self, excluding: bool) -> TypedReturnsRows[Any]:
+    def _lateral(self, excluding: bool) -> Select[Any]:
         """For each slot a walk along the key's index, in one nested loop."""
         shares = (
             func.unnest(
@@ -237,7 +248,7 @@ class Reader:
 
     # --- the rows --------------------------------------------------------------------------------
 
-    def _complete(self, connection: Connection, found: Sequence[Row[Any]]) -> list[Outgoing]:
+    def _complete(self, connection: Connection, found: Sequence[Sequence[Any]]) -> list[Outgoing]:
         """Cut *found* where it would be too many bytes, and fetch the bodies that are large."""
         found = within_bytes(found, MAX_BYTES)
         ids = [row[_ID] for row in found if row[_BODY] is None]
@@ -249,7 +260,7 @@ class Reader:
         return [
             outgoing(row, *large.get(row[_ID], (row[_BODY], row[_HEADERS])))
             for row in found
-            if not vanished or row.message_key is None or row_key(row) not in vanished
+            if not vanished or row[_KEY] is None or row_key(row) not in vanished
             if row[_BODY] is not None or row[_ID] in large
         ]
 
@@ -301,7 +312,7 @@ def fair_quotas(
     return {**quotas, **dict.fromkeys(full, most)}
 
 
-def within_bytes(found: Sequence[Row[Any]], limit: int) -> Sequence[Row[Any]]:
+def within_bytes(found: Sequence[Sequence[Any]], limit: int) -> Sequence[Sequence[Any]]:
     """Return the first of *found* that together have *limit* bytes, one at least."""
     total = 0
     for count, row in enumerate(found):
