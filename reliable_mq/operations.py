@@ -126,16 +126,25 @@ def dead_letter(store: Store, id_: int) -> StoredDeadLetter | None:
 
 def replay(store: Store, id_: int) -> bool:
     """Turn a dead letter into a retry that is due now; False where it is gone."""
-    with store.transaction() as connection:
-        found = DeadLetters(store).replay(connection, id_)
-        crash_point("replay.written")
+
+    def write() -> bool:
+        with store.transaction() as connection:
+            found = DeadLetters(store).replay(connection, id_)
+            crash_point("replay.written")
+        return found
+
+    replayed = store.patiently(write)
     crash_point("replay.committed")
-    return found
+    return replayed
 
 
 def discard(store: Store, id_: int) -> bool:
     """Delete a dead letter; False where it is gone."""
-    with store.transaction() as connection:
-        found = DeadLetters(store).discard(connection, id_)
-        crash_point("discard.written")
-    return found
+
+    def write() -> bool:
+        with store.transaction() as connection:
+            found = DeadLetters(store).discard(connection, id_)
+            crash_point("discard.written")
+        return found
+
+    return store.patiently(write)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
@@ -22,10 +21,6 @@ from reliable_mq.store.outbox.outgoing import Outgoing
 from reliable_mq.store.outbox.sending import Unfit, hold, settle
 
 log = logging.getLogger("reliable_mq")
-
-_BUSY_TRIES = 5
-
-T = TypeVar("T")
 
 
 class Settler:
@@ -100,7 +95,7 @@ class Settler:
             self._unsettled.popleft()
 
     def _write(self, verdict: Verdict) -> None:
-        self._patiently(lambda: settle(self._store, verdict.sent, verdict.later))
+        self._store.patiently(lambda: settle(self._store, verdict.sent, verdict.later))
         self.sent += len(verdict.sent)
         # What follows may fail, and is then done again; this part is not repeated.
         sent, verdict.sent, verdict.later = verdict.sent, [], []
@@ -118,7 +113,7 @@ class Settler:
 
     def _hold(self, verdict: Verdict) -> None:
         try:
-            moved = self._patiently(lambda: hold(self._store, verdict.unfit, self._leases))
+            moved = self._store.patiently(lambda: hold(self._store, verdict.unfit, self._leases))
         except DBAPIError as error:
             if self._store.dialect.classify(error) is not Trouble.OTHER:
                 raise
@@ -139,13 +134,3 @@ class Settler:
             item.cause,
         )
         self._events.emit(MessageHeld(item.row.topic, message_id, item.cause))
-
-    def _patiently(self, write: Callable[[], T]) -> T:
-        """Repeat *write* where the database undid it for the sake of another transaction."""
-        for _ in range(_BUSY_TRIES - 1):
-            try:
-                return write()
-            except DBAPIError as error:
-                if self._store.dialect.classify(error) is not Trouble.BUSY:
-                    raise
-        return write()

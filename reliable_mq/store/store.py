@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 from sqlalchemy import ColumnElement, Connection, Engine, MetaData, Pool
@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from reliable_mq.errors import ConfigurationError
 from reliable_mq.redaction import redact_url
 from reliable_mq.store import current
-from reliable_mq.store.dialects import StoreDialect, dialect_of
+from reliable_mq.store.dialects import StoreDialect, Trouble, dialect_of
 from reliable_mq.store.engines import Engines
 from reliable_mq.store.outbox.writing import OutboxInsert
 from reliable_mq.store.schema import as_sql, create_missing, differences
@@ -30,6 +30,10 @@ from reliable_mq.store.version import (
 )
 
 log = logging.getLogger("reliable_mq")
+
+_BUSY_TRIES = 5
+
+T = TypeVar("T")
 
 
 class Store:
@@ -256,6 +260,20 @@ class Store:
                 raise
             finally:
                 self.dialect.finish(connection)
+
+    def patiently(self, write: Callable[[], T]) -> T:
+        """Return what *write* does, repeated where the database undid it for another transaction.
+
+        It is to be a whole :meth:`transaction`. A deadlock, say, says nothing about it but that it
+        met another one; the last of some tries raises.
+        """
+        for _ in range(_BUSY_TRIES - 1):
+            try:
+                return write()
+            except DBAPIError as error:
+                if self.dialect.classify(error) is not Trouble.BUSY:
+                    raise
+        return write()
 
     def _refuse_waiting_for_itself(self) -> None:
         entry = current.innermost(self) if self.dialect.name == "sqlite" else None

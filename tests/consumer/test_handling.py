@@ -28,6 +28,7 @@ from reliable_mq.store.retries import Retries, Waiting
 from reliable_mq.testing import Harness
 from reliable_mq.testing.contract.waiting import wait_for
 from tests.consumer.conftest import effects, unique_effects
+from tests.relay.support import deadlocks
 
 Enter = Callable[[], Harness]
 Seen = Callable[[], list[str]]
@@ -568,6 +569,23 @@ def test_a_discarded_message_is_not_handled_when_a_late_copy_comes(
     assert not mq.discard(letter.id)
     assert not mq.replay(letter.id)
     assert h.deliver("orders", {"id": 1}, message_id="m").result == "duplicate"
+
+
+@pytest.mark.parametrize("act", ["replay", "discard"])
+def test_a_deadlock_of_who_works_on_dead_letters_is_tried_again(
+    mq: ReliableMQ, harness: Enter, act: str
+) -> None:
+    @mq.handler("orders")
+    def handle(order: Order) -> None:
+        raise Reject
+
+    h = harness()
+    h.deliver("orders", {"id": 1}, message_id="m")
+    (letter,) = h.dead_letters()
+    failures = deadlocks(mq.store, "DELETE", 2)
+    assert getattr(mq, act)(letter.id)
+    assert not failures
+    assert h.dead_letters() == []
 
 
 def test_a_replay_is_handled_once_and_may_die_again(

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, text
+from sqlalchemy import Connection, event, insert, select, text
+from sqlalchemy.exc import OperationalError
 
 from reliable_mq.adapter import SENT, Outcome, Refused, Sent, Unknown, Unroutable
 from reliable_mq.clock import Clock, SystemClock
@@ -268,3 +269,27 @@ def eventually(condition: Callable[[], object], what: str, *, timeout: float = D
 def execute(store: Store, statement: str, **values: Any) -> None:
     with store.transaction() as connection:
         connection.execute(text(statement), values)
+
+
+def deadlocks(store: Store, verb: str, times: int) -> list[int]:
+    """Have the next *times* statements that begin with *verb* end as a deadlock; return the rest.
+
+    An error as the driver raises it: on PostgreSQL and MariaDB by its code, on SQLite by its text.
+    """
+    codes: dict[str, tuple[str, object]] = {
+        "postgresql": ("sqlstate", "40P01"),
+        "mysql": ("args", (1213, "deadlock")),
+    }
+    error = Exception("database is locked")
+    if store.dialect.name in codes:
+        name, value = codes[store.dialect.name]
+        setattr(error, name, value)
+    left = [1] * times
+
+    @event.listens_for(store.engine, "before_cursor_execute")
+    def fail(connection, cursor, statement, parameters, context, many):
+        if left and statement.startswith(verb):
+            left.pop()
+            raise OperationalError(statement, {}, error)
+
+    return left

@@ -12,6 +12,7 @@ from reliable_mq.store.outbox.sending import Unfit, hold
 from tests.relay.support import (
     REFUSED,
     commit,
+    deadlocks,
     drain,
     execute,
     held,
@@ -63,6 +64,16 @@ def test_a_retried_message_keeps_its_place_and_content_and_begins_anew(store, br
     assert after == before
     row = row_of(store, "m")
     assert (row.attempts, row.cause, row.try_at) == (0, None, None)
+
+
+@pytest.mark.parametrize("act", ["retry", "discard"])
+def test_an_operators_deadlock_with_a_relay_is_tried_again(store, broker, desk, act):
+    number = hold_first(store, broker, "k1", "k2")
+    failures = deadlocks(store, "DELETE", 2)
+    assert getattr(desk, act)(number)
+    assert not failures
+    assert waiting(store) == (["k1", "k2"] if act == "retry" else ["k2"])
+    assert held(store) == []
 
 
 def test_a_message_refused_again_is_held_again(store, broker, desk):

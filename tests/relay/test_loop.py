@@ -25,6 +25,7 @@ from tests.relay.support import (
     Running,
     ScriptedBroker,
     commit,
+    deadlocks,
     drain,
     eventually,
     held,
@@ -335,20 +336,7 @@ def test_settling_goes_on_beside_the_next_publish(server_store):
 
 
 def test_a_deadlock_is_tried_again_without_a_word(store, broker, caplog):
-    busy = {"postgresql": ("sqlstate", "40P01"), "mysql": ("args", (1213, "deadlock"))}
-    text = "database is locked"
-    error = Exception(text)
-    if store.dialect.name in busy:
-        name, value = busy[store.dialect.name]
-        setattr(error, name, value)
-    failures = [1, 1]
-
-    @event.listens_for(store.engine, "before_cursor_execute")
-    def fail(connection, cursor, statement, parameters, context, many):
-        if failures and statement.startswith("DELETE"):
-            failures.pop()
-            raise OperationalError(statement, {}, error)
-
+    failures = deadlocks(store, "DELETE", 2)
     commit(store, message("m"))
     with caplog.at_level(logging.INFO):
         assert drain(make_relay(store, broker)) == 1

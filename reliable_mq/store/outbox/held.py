@@ -138,12 +138,17 @@ class OutboxDesk:
 
         It is sent before the rows of its key that waited for it. Durable on return.
         """
-        with self._store.transaction() as connection:
-            if not self._take(connection, row_id, back=True):
-                return False
-            crash_point("outbox.released")
+        if not self._store.patiently(lambda: self._put_back(row_id)):
+            return False
         self._store.after_append()
         return True
+
+    def _put_back(self, row_id: int) -> bool:
+        with self._store.transaction() as connection:
+            found = self._take(connection, row_id, back=True)
+            if found:
+                crash_point("outbox.released")
+        return found
 
     def discard(self, row_id: int) -> bool:
         """Remove a held row for ever; False where it is not held. Its key goes on without it.
@@ -151,15 +156,17 @@ class OutboxDesk:
         Raises :class:`DiscardTooEarlyError` while a relay may still be sending it: it could
         arrive behind the rows that are let go now.
         """
-        with self._store.transaction() as connection:
-            left = self._time_left(connection, row_id)
-            if left is None:
-                return False
-            if left > 0:
-                raise DiscardTooEarlyError(row_id, left / 1e6)
-            self._take(connection, row_id, back=False)
+        if not self._store.patiently(lambda: self._remove(row_id)):
+            return False
         self._store.after_append()
         return True
+
+    def _remove(self, row_id: int) -> bool:
+        with self._store.transaction() as connection:
+            left = self._time_left(connection, row_id)
+            if left is not None and left > 0:
+                raise DiscardTooEarlyError(row_id, left / 1e6)
+            return left is not None and self._take(connection, row_id, back=False)
 
     def _time_left(self, connection: Connection, row_id: int) -> int | None:
         held = self._held
