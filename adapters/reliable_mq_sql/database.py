@@ -43,13 +43,10 @@ class Database:
         self._left_behind: set[threading.Thread] = set()
 
     def read(self, work: Callable[[Connection], T]) -> T:
-        """Return what *work* reads on a connection of the pool, each statement by itself."""
+        """Return what *work* reads: see ``Store.reading``."""
 
         def run() -> T:
-            with self.store.engine.connect() as connection:
-                if self.store.dialect.name == "postgresql":
-                    # Spares BEGIN and ROLLBACK, half of the round trips of a look.
-                    connection.execution_options(isolation_level="AUTOCOMMIT")
+            with self.store.reading() as connection:
                 return work(connection)
 
         return self._patiently(run, PATIENCE)

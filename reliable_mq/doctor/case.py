@@ -33,7 +33,10 @@ class Case:
 
 
 _OWN_CONNECTIONS = 7
-"""Relay, its leases, the retries, and the hints sent and heard: of the outbox, and of `sql://`."""
+"""Relay, its leases, the retries, and the hints sent and heard: of the outbox, and of `sql://`.
+
+Hints are PostgreSQL's alone; elsewhere it is a few too many, which is the safe side.
+"""
 
 
 def group_name(key: GroupKey) -> str:

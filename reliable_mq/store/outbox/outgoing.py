@@ -18,6 +18,8 @@ from reliable_mq.store.times import from_micros
 RowKey = tuple[str, bytes]
 """Topic and key: what is sent in order."""
 
+_TOPIC, _KEY = 3, 4
+"""Places of the columns in a row, as the reader selects them."""
 
 _NO_HEADERS: Mapping[str, HeaderValue] = MappingProxyType({})
 
@@ -94,8 +96,7 @@ def outgoing(row: Sequence[Any], body: bytes, headers: bytes) -> Outgoing:
 
 def row_key(row: Sequence[Any]) -> RowKey | None:
     """Return the key of *row* as the reader selects it."""
-    topic, key = row[3], row[4]
-    return None if key is None else (shown(topic), bytes(key))
+    return None if row[_KEY] is None else (shown(row[_TOPIC]), bytes(row[_KEY]))
 
 
 def raw_text(store: Store, column: Column[Any]) -> ColumnElement[Any]:
