@@ -590,13 +590,13 @@ class ReliableMQ:
         ends the process at once.
 
         Where broker or database cannot be reached it waits for them, and says so; anything else
-        that keeps it from starting is raised. A signal that comes during the start is obeyed as
-        soon as that has ended.
+        that keeps it from starting is raised. A signal that comes during the start is obeyed at
+        once.
         """
         refuse_on_event_loop("run", "running")
         check_main_thread()
-        with Signals() as signals, self.running(relay=relay, consume=consume):
-            signals.wait()
+        with Signals() as signals:
+            self.running(relay=relay, consume=consume).until(signals)
 
     def running(self, *, relay: bool = True, consume: bool = True) -> Running:
         """Return the same as a context manager, ``with`` or ``async with``.

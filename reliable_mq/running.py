@@ -6,6 +6,9 @@ import asyncio
 import logging
 import signal
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from importlib.metadata import version
 from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
@@ -70,19 +73,16 @@ class Signals:
             signal.signal(each, signal.SIG_DFL)
         self._came.put(number)
 
-    def wait(self) -> None:
-        """Return once a signal has come."""
-        name = signal.Signals(self._first()).name
-        log.info("%s: stopping; a second signal ends the process at once", name)
-
-    def _first(self) -> int:
-        # A signal that another thread gets does not interrupt a wait of this one, and the handler
-        # runs on this one only: it must come back to Python by itself now and then.
-        while True:
-            try:
-                return self._came.get(timeout=0.2)
-            except Empty:
-                continue
+    def wait(self, unless: Callable[[], bool] = lambda: False) -> bool:
+        """Return True once a signal has come, False as soon as *unless* is true before."""
+        while not unless():
+            # A signal that another thread gets does not interrupt a wait of this one, and the
+            # handler runs on this one only: it must come back to Python by itself now and then.
+            with suppress(Empty):
+                name = signal.Signals(self._came.get(timeout=0.2)).name
+                log.info("%s: stopping; a second signal ends the process at once", name)
+                return True
+        return False
 
 
 class Running:
@@ -98,9 +98,29 @@ class Running:
         self._consume = consume
         self._service: Service | None = None
 
+    def until(self, signals: Signals) -> None:
+        """Run until one of *signals* comes, also during a start that hangs: that is given up."""
+        service = self._new(None)
+        started: Future[Service] = Future()
+
+        def start() -> None:
+            try:
+                started.set_result(self._start(service))
+            except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+                started.set_exception(error)
+
+        # What it waits for may take minutes, and cannot be interrupted: a connection, a lock.
+        threading.Thread(target=start, name="reliable-mq-start", daemon=True).start()
+        try:
+            if not signals.wait(unless=started.done):
+                started.result()
+                signals.wait()
+        finally:
+            self._stop()
+
     def __enter__(self) -> Service:
         refuse_on_event_loop("running", "async with running")
-        return self._start(None)
+        return self._start(self._new(None))
 
     def __exit__(
         self,
@@ -112,7 +132,7 @@ class Running:
 
     async def __aenter__(self) -> Service:
         loop = asyncio.get_running_loop()
-        starting = asyncio.ensure_future(asyncio.to_thread(self._start, loop))
+        starting = asyncio.ensure_future(asyncio.to_thread(self._start, self._new(loop)))
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -130,14 +150,23 @@ class Running:
         # The loop must go on: async handlers end on it.
         await asyncio.shield(asyncio.to_thread(self._stop))
 
-    def _start(self, loop: asyncio.AbstractEventLoop | None) -> Service:
+    def _new(self, loop: asyncio.AbstractEventLoop | None) -> Service:
         mq = self._mq
         if mq._service is not None:
             raise ConfigurationError("this ReliableMQ is running already in this process")
         service = mq._new_service(self._relay, self._consume, loop)
         self._announce()
-        service.start(mq._ensure_declared, patient=self._patient)
         self._service = mq._service = service
+        return service
+
+    def _start(self, service: Service) -> Service:
+        try:
+            service.start(self._mq._ensure_declared, patient=self._patient)
+        except BaseException:
+            # One that was given up may fail when another one has long begun.
+            if self._service is service:
+                self._service = self._mq._service = None
+            raise
         return service
 
     def _announce(self) -> None:

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 from sqlalchemy import Engine, Table
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -83,7 +86,38 @@ class Notifier:
         self._hints.send("")
 
 
-class Hints:
+class _Forked(ABC):
+    """What has locks and a thread of its own, and new ones in a forked process.
+
+    A lock that another thread held at the fork would never be released there.
+    """
+
+    _all: ClassVar[WeakSet[_Forked]] = WeakSet()
+
+    def __init__(self) -> None:
+        self._closed = threading.Event()
+        self._begin_anew()
+        _Forked._all.add(self)
+
+    @abstractmethod
+    def _begin_anew(self) -> None:
+        """Make locks and events anew, and forget the thread."""
+
+    @classmethod
+    def after_fork(cls) -> None:
+        """Put right what is there, in the new process."""
+        for each in list(cls._all):
+            was_closed = each._closed.is_set()
+            each._closed = threading.Event()
+            if was_closed:
+                each._closed.set()
+            each._begin_anew()
+
+
+os.register_at_fork(after_in_child=_Forked.after_fork)
+
+
+class Hints(_Forked):
     """Sends hints on one channel. Thread-safe. Does nothing but on PostgreSQL.
 
     Equal hints within some milliseconds become one, and the last of them is always followed by
@@ -94,10 +128,12 @@ class Hints:
     def __init__(self, store: Store, channel: str) -> None:
         self._store = store
         self._channel = channel
+        super().__init__()
+
+    def _begin_anew(self) -> None:
         self._waiting: dict[str, None] = {}
         self._commits = 0
         self._due = threading.Event()
-        self._closed = threading.Event()
         self._guard = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -116,7 +152,7 @@ class Hints:
             self._launch()
 
     def close(self) -> None:
-        """Stop; a hint that is due goes out before, unless that takes seconds. Idempotent."""
+        """Stop; a hint that is due goes out before, unless that takes 5 seconds. Idempotent."""
         self.stop()
         if self._thread is not None:
             self._thread.join(5.0)
@@ -178,8 +214,24 @@ def _connected(engine: Engine) -> DBAPIConnection:
     connection = pooled.dbapi_connection
     assert connection is not None  # noqa: S101 - just connected
     pooled.detach()
-    engine.dialect.set_isolation_level(connection, "AUTOCOMMIT")
+    try:
+        engine.dialect.set_isolation_level(connection, "AUTOCOMMIT")
+    except BaseException:
+        connection.close()
+        raise
     return connection
+
+
+def _refuse_pooler(connection: Any) -> None:
+    """Raise ``ConnectionError`` where the server's session is not this connection's own.
+
+    PgBouncer in ``transaction`` mode would leave our LISTEN on a session that others get, whose
+    clients would be sent our hints and keep them. The process number that it names at the login
+    is not that of a server.
+    """
+    (own,) = connection.execute("SELECT pg_backend_pid()").fetchone()
+    if own != connection.info.backend_pid:
+        raise ConnectionError("a pooler is between us and PostgreSQL: there are no hints")
 
 
 class _Line:
@@ -227,18 +279,20 @@ class _Line:
             connection.close()
 
 
-class Listener:
+class Listener(_Forked):
     """Calls *heard* with each hint on *channel*, on a thread of its own. Connects again by itself.
 
     Also with an empty hint whenever it begins to listen: something may have come before. Works
-    with psycopg on PostgreSQL; with anything else it does nothing.
+    with psycopg on PostgreSQL; with anything else, and behind PgBouncer, it hears nothing.
     """
 
     def __init__(self, store: Store, channel: str, heard: Callable[[str], None]) -> None:
         self._store = store
         self._channel = channel
         self._heard = heard
-        self._closed = threading.Event()
+        super().__init__()
+
+    def _begin_anew(self) -> None:
         self._guard = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -261,7 +315,7 @@ class Listener:
                 self._thread = _started(self._run, "reliable-mq-listen")
 
     def close(self) -> None:
-        """End the thread; blocks up to a second or so. Idempotent."""
+        """End the thread; blocks for 0.1 seconds or so, 5 where the database hangs. Idempotent."""
         self.stop()
         with self._guard:
             thread = self._thread
@@ -284,6 +338,7 @@ class Listener:
         # No pool's: LISTEN must not be left on a connection that goes back to one.
         connection: Any = _connected(self._store.engine)
         try:
+            _refuse_pooler(connection)
             connection.execute(f"LISTEN {self._channel}")
             self._heard("")
             while not self._closed.is_set():

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, TypeVar
 
 import pytest
 
@@ -21,6 +21,8 @@ from tests.brokers import (
     server,
     variable,
 )
+
+S = TypeVar("S", bound=Server)
 
 pytest_plugins = ["pytester", "reliable_mq.testing.matrix"]
 
@@ -41,23 +43,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def _absent(config: pytest.Config, error: ServerMissing) -> NoReturn:
+def absent(config: pytest.Config, error: ServerMissing) -> NoReturn:
+    """Skip a test whose server is not on this machine, or fail it where all are required."""
     if config.getoption("--require-brokers"):
         pytest.fail(str(error), pytrace=False)
     pytest.skip(str(error))
 
 
-def _started(request: pytest.FixtureRequest, kind: str) -> Iterator[Server]:
-    found = find(kind)
+def started(request: pytest.FixtureRequest, server: S) -> Iterator[S]:
+    """Give *server*, started, and stop it; skip or fail where it is not on this machine."""
     try:
-        found.start()
+        server.start()
     except ServerMissing as error:
-        _absent(request.config, error)
-    yield found
+        absent(request.config, error)
     try:
-        found.check_alive()
+        yield server
     finally:
-        found.stop()
+        server.stop()
+
+
+def _shared(request: pytest.FixtureRequest, kind: str) -> Iterator[Server]:
+    found = find(kind)
+    for _ in started(request, found):
+        yield found
+        found.check_alive()
 
 
 # One server of a kind for the whole run, started when the first test asks for it. They are
@@ -66,27 +75,27 @@ def _started(request: pytest.FixtureRequest, kind: str) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def kafka_server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    yield from _started(request, "kafka")
+    yield from _shared(request, "kafka")
 
 
 @pytest.fixture(scope="session")
 def rabbitmq_server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    yield from _started(request, "rabbitmq")
+    yield from _shared(request, "rabbitmq")
 
 
 @pytest.fixture(scope="session")
 def redis_server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    yield from _started(request, "redis")
+    yield from _shared(request, "redis")
 
 
 @pytest.fixture(scope="session")
 def postgresql_server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    yield from _started(request, "postgresql")
+    yield from _shared(request, "postgresql")
 
 
 @pytest.fixture(scope="session")
 def mariadb_server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    yield from _started(request, "mariadb")
+    yield from _shared(request, "mariadb")
 
 
 @pytest.fixture
@@ -104,7 +113,7 @@ def own_server(request: pytest.FixtureRequest) -> Iterator[OwnServer]:
             try:
                 return stack.enter_context(server(kind, settings))
             except ServerMissing as error:
-                _absent(request.config, error)
+                absent(request.config, error)
 
         yield start
 

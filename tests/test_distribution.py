@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import os
+import re
+import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -48,3 +51,13 @@ def test_each_scheme_leads_to_its_adapter() -> None:
 def test_each_adapter_can_be_loaded(scheme: str) -> None:
     (entry,) = importlib.metadata.entry_points(group="reliable_mq.adapters", name=scheme)
     assert callable(entry.load())
+
+
+def test_the_oldest_versions_are_those_that_are_tried() -> None:
+    root = Path(__file__).parent.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    oldest = dict(re.sub(r"\[.*?\]", "", one).split(">=", 1) for one in wanted if ">=" in one)
+    del oldest["typing-extensions"]
+    tried = (root / "tests" / "lowest.txt").read_text().splitlines()
+    assert dict(line.split("==") for line in tried if not line.startswith("#")) == oldest

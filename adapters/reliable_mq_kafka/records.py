@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gc
-from typing import TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE
 from confluent_kafka import Message as Record
-from confluent_kafka._types import HeadersType
 
 from reliable_mq.message import Message
 from reliable_mq.wire import MESSAGE_KEY, RawHeaders, RawMessage, encode_headers, has_id
+
+if TYPE_CHECKING:
+    from confluent_kafka._types import HeadersType
 
 _NATIVE = (MESSAGE_KEY,)
 _UNREADABLE = "\N{REPLACEMENT CHARACTER}"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from confluent_kafka import KafkaError, KafkaException
 
@@ -17,8 +17,13 @@ from reliable_mq_kafka.errors import MISSING, UNFIT, error_of, outcome_of
 from reliable_mq_kafka.producing import Line
 from reliable_mq_kafka.records import KafkaRecord, headers_of
 
-_SERVE_EVERY = 100
+if TYPE_CHECKING:
+    from confluent_kafka._types import HeadersType
+
+_SERVE_EVERY = 1000
 _PATIENCE = 0.05
+_ANY, _NOW = -1, 0
+"""The partition and the time of a record where the client is to choose them."""
 
 _Report: TypeAlias = Callable[[int, KafkaError | None, KafkaRecord], None]
 
@@ -95,21 +100,31 @@ class Shipment:
     # --- handing over ---
 
     def _hand_over(self, messages: Iterable[tuple[int, Message]], report: _Report) -> None:
-        # The path of every message: what is not needed here is elsewhere.
+        # The path of every message: what is not needed here is elsewhere. All are encoded before
+        # the first is handed over: the client sends what it has, and what comes quickly shares
+        # its requests.
         produce = self._line.producer.produce
         waiting, taken = self._waiting, self._taken
-        for index, message in messages:
+        for index, message, headers in [*_encoded(messages)]:
             if self._failures and self._is_blocked(message):
+                continue
+            if isinstance(headers, Exception):
+                self._fail(index, headers)
                 continue
             while True:
                 waiting.add(index)
                 try:
+                    # By position, for the client takes as long over names as over all the rest:
+                    # partition, report and its other name, time, headers.
                     produce(
                         message.topic,
                         message.body,
                         message.key,
-                        on_delivery=partial(report, index),
-                        headers=headers_of(message),
+                        _ANY,
+                        partial(report, index),
+                        None,
+                        _NOW,
+                        headers,
                     )
                     taken.append(index)
                 except BufferError:
@@ -160,3 +175,14 @@ class Shipment:
 
     def _is_done(self) -> bool:
         return not self._waiting or self._line.hopeless
+
+
+def _encoded(
+    messages: Iterable[tuple[int, Message]],
+) -> Iterator[tuple[int, Message, HeadersType | Exception]]:
+    """Yield *messages* with the headers of their records, or why there are none."""
+    for index, message in messages:
+        try:
+            yield index, message, headers_of(message)
+        except (ValueError, TypeError) as error:
+            yield index, message, error

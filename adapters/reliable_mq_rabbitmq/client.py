@@ -59,8 +59,8 @@ class Client(SelectConnection):  # type: ignore[misc]  # pika has no type inform
     def deliver(self, channels: Container[int], take: Callable[[list[Delivery]], None]) -> None:
         """Have *take* called with the deliveries on *channels*, a live view, as they come.
 
-        A delivery larger than a frame, or with other frames in between, goes to the consumer's
-        callback as usual, in its turn.
+        A delivery that is not there as a whole when it is looked at, or has other frames in
+        between, goes to the consumer's callback as usual, in its turn.
         """
         self._direct, self._take = channels, take
 

@@ -10,7 +10,7 @@ from reliable_mq import wire
 from reliable_mq.message import Message
 from reliable_mq.partitioning import partition_for
 from reliable_mq_redis import keys, scripts
-from reliable_mq_redis.link import Command
+from reliable_mq_redis.packing import Packed, known_word, packed, word
 
 MAX_COUNT = 250
 """Messages of one call: under 3 ms of the server's time, in which it serves nobody else."""
@@ -29,47 +29,45 @@ _FIXED_KEYS = 4
 
 @dataclass(slots=True)
 class Chunk:
-    """One call: which messages (by their index in the publish), and its words."""
+    """One call: which messages (by their index in the publish), and its words as they travel."""
 
     indexes: list[int] = field(default_factory=list)
     streams: dict[int, int] = field(default_factory=dict)
     digests: list[bytes] = field(default_factory=list)
-    words: list[bytes | str | int] = field(default_factory=list)
+    words: list[bytes] = field(default_factory=list)
+    count: int = 0
     size: int = 0
 
     def add(self, index: int, message: Message, partition: int) -> None:
         """Append one message that goes to *partition*."""
-        fields = fields_of(message)
+        count, fields = fields_of(message)
         self.indexes.append(index)
-        self.digests.append(digest_of(message))
+        self.digests.append(word(digest_of(message)))
         place = self.streams.setdefault(partition, len(self.streams) + 1 + _FIXED_KEYS)
-        self.words += (place, len(fields), *fields)
-        self.size += sum(map(len, fields))
+        self.words += (known_word(place), known_word(count), fields)
+        self.count += 2 + count
+        self.size += len(fields)
 
     @property
     def full(self) -> bool:
         """Whether the next message belongs into another call."""
         return len(self.indexes) >= MAX_COUNT or self.size >= MAX_BYTES
 
-    def command(
+    def call(
         self, topic: str, instance: str, *, partitions: int, generation: int, window: int
-    ) -> Command:
+    ) -> Packed:
         """Return the call. *window* is that of the guard in ms, 0 for none."""
-        return scripts.PUBLISH.call(
-            [
-                keys.meta(topic),
-                keys.floor(topic, instance),
-                keys.seen(topic, 0),
-                keys.seen(topic, 1),
-                *(keys.stream(topic, partition) for partition in self.streams),
-            ],
-            partitions,
-            generation,
-            window,
-            len(self.indexes),
-            *self.digests,
-            *self.words,
-        )
+        names = [
+            keys.meta(topic),
+            keys.floor(topic, instance),
+            keys.seen(topic, 0),
+            keys.seen(topic, 1),
+            *(keys.stream(topic, partition) for partition in self.streams),
+        ]
+        numbers = (partitions, generation, window, len(self.indexes))
+        head = [*map(known_word, (len(names), *names, *numbers))]
+        count = len(head) + len(self.digests) + self.count
+        return packed(scripts.PUBLISH.sha, count, (*head, *self.digests, *self.words))
 
 
 class Spreader:
@@ -101,16 +99,17 @@ def chunks_of(
         yield chunk
 
 
-def fields_of(message: Message) -> list[str | bytes]:
-    """Return the words of the stream entry: header names and values, then the body."""
-    fields: list[str | bytes] = [word for pair in wire.encode_headers(message) for word in pair]
-    fields += (wire.BODY, message.body)
-    return fields
+def fields_of(message: Message) -> tuple[int, bytes]:
+    """Return the number of the words of the stream entry, and these as they travel.
+
+    They are header names and values, then the body.
+    """
+    pairs = [*wire.encode_headers(message), (wire.BODY, message.body)]
+    words = [part for name, value in pairs for part in (known_word(name), word(value))]
+    return len(words), b"".join(words)
 
 
 def digest_of(message: Message) -> bytes:
     """Return what the guard knows a message by: the same id with another body is another one."""
-    hashed = hashlib.blake2b(message.id.encode(), digest_size=_DIGEST)
-    hashed.update(b"\0")
-    hashed.update(message.body)
-    return hashed.digest()
+    told = b"%b\0%b" % (message.id.encode(), message.body)
+    return hashlib.blake2b(told, digest_size=_DIGEST).digest()

@@ -15,9 +15,11 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from reliable_mq_redis.client import raw_socket
 from reliable_mq_redis.location import Address
+from reliable_mq_redis.packing import Packed
 from reliable_mq_redis.scripts import SOURCES
 
 Command: TypeAlias = "tuple[str | bytes | int | float, ...]"
+AnyCommand: TypeAlias = "Command | Packed"
 Reply: TypeAlias = Any
 """What the server answered; an error reply is a ``ResponseError`` among the replies."""
 
@@ -46,21 +48,27 @@ class Link:
         connection.socket_connect_timeout = min(connection.socket_connect_timeout, seconds)
         connection.connect()
 
-    def exchange(self, commands: Sequence[Command], deadline: float) -> list[Reply]:
+    def exchange(self, commands: Sequence[AnyCommand], deadline: float) -> list[Reply]:
         """Return one reply a command. *deadline* is a time of the monotonic clock."""
         self.send(commands, deadline)
         return self.replies(commands, deadline)
 
-    def send(self, commands: Sequence[Command], deadline: float) -> None:
+    def send(self, commands: Sequence[AnyCommand], deadline: float) -> None:
         """Send *commands* without waiting for their replies."""
-        packed = self._connection.pack_commands(commands)
+        pieces: list[bytes] = []
+        for command in commands:
+            if isinstance(command, Packed):
+                pieces.append(command.data)
+            else:
+                pieces += self._connection.pack_command(*command)
         if raw_socket(self._connection) is None:
             # redis-py would connect again by itself, to whatever listens there now.
             raise ClientConnectionError("the connection was closed")
         self._limit(deadline)
-        self._connection.send_packed_command(packed, check_health=False)
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self._connection.send_packed_command([data], check_health=False)
 
-    def replies(self, commands: Sequence[Command], deadline: float) -> list[Reply]:
+    def replies(self, commands: Sequence[AnyCommand], deadline: float) -> list[Reply]:
         """Return the replies of *commands*, which were sent."""
         found = [self._read(deadline) for _ in commands]
         unknown = [i for i, reply in enumerate(found) if isinstance(reply, NoScriptError)]
@@ -70,9 +78,9 @@ class Link:
                 found[i] = reply
         return found
 
-    def _run_unknown(self, commands: Sequence[Command], deadline: float) -> list[Reply]:
+    def _run_unknown(self, commands: Sequence[AnyCommand], deadline: float) -> list[Reply]:
         loads: list[Command] = [
-            ("SCRIPT", "LOAD", SOURCES[sha]) for sha in sorted({str(c[1]) for c in commands})
+            ("SCRIPT", "LOAD", SOURCES[sha]) for sha in sorted(set(map(_script_of, commands)))
         ]
         self.send([*loads, *commands], deadline)
         loaded = [self._read(deadline) for _ in loads]
@@ -130,3 +138,7 @@ class Link:
         if opened is not None:
             with contextlib.suppress(OSError):  # Not connected any more: nobody waits.
                 opened.shutdown(socket.SHUT_RDWR)
+
+
+def _script_of(command: AnyCommand) -> str:
+    return command.sha if isinstance(command, Packed) else str(command[1])

@@ -37,9 +37,10 @@ from reliable_mq_redis.errors import (
     outcome_of_text,
     text_of,
 )
-from reliable_mq_redis.link import Command, Link, Reply
+from reliable_mq_redis.link import Link, Reply
 from reliable_mq_redis.location import Address
 from reliable_mq_redis.options import Options
+from reliable_mq_redis.packing import Packed
 from reliable_mq_redis.sends import OUT_OF_TIME, Send, sort
 from reliable_mq_redis.servers import Servers
 
@@ -112,7 +113,7 @@ class Publisher:
 
     def _exchange(self, address: Address, sends: Sequence[Send], deadline: float) -> None:
         """Send one call of each topic to one server, and settle what it answers."""
-        commands = [self._command(send, send.chunk) for send in sends if send.chunk]
+        commands = [self._call(send, send.chunk) for send in sends if send.chunk]
         sent = False
         try:
             with self._servers.link(address, deadline) as link:
@@ -131,8 +132,8 @@ class Publisher:
             for send, reply in zip(sends, replies, strict=True):
                 self._settle(send, reply, lacking)
 
-    def _command(self, send: Send, chunk: Chunk) -> Command:
-        return chunk.command(
+    def _call(self, send: Send, chunk: Chunk) -> Packed:
+        return chunk.call(
             send.topic,
             self._context.instance,
             partitions=send.partitions,

@@ -84,7 +84,9 @@ def sort(messages: Sequence[Message], outcomes: list[Outcome], limit: int) -> li
         elif key in stopped:
             outcomes[index] = FOLLOWS
         else:
-            send = sends.setdefault(message.topic, Send(message.topic, outcomes))
+            send = sends.get(message.topic)
+            if send is None:
+                send = sends[message.topic] = Send(message.topic, outcomes)
             send.append(index, message)
     return list(sends.values())
 

@@ -285,8 +285,9 @@ class Scheduler:
         again = [(i, r.delay) for i, r in results if isinstance(r, Again)]
         ended = [i for i, r in results if not isinstance(r, Again)]
         known = {id(item) for item, _ in results}
-        unbegun = [(item, 0.0) for item in work.items if id(item) not in known]
         with self._changed:
+            # Only here: until now another worker may have taken some of them away.
+            unbegun = [(item, 0.0) for item in work.items if id(item) not in known]
             self._working -= 1
             self._in_hand.pop(id(work), None)
             if work.waiting is not None:

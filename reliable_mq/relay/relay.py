@@ -16,14 +16,15 @@ from reliable_mq.events import BrokerDown, BrokerUp, Events
 from reliable_mq.message import Message
 from reliable_mq.relay.sender import Sender
 from reliable_mq.relay.settler import Settler
+from reliable_mq.relay.supply import Supply
 from reliable_mq.relay.verdict import Verdict, judge
 from reliable_mq.relay.waiting import Waiting
 from reliable_mq.settings import Settings
 from reliable_mq.store import Store
 from reliable_mq.store.dialects import Trouble
 from reliable_mq.store.leases import LeaseSet
+from reliable_mq.store.outbox.in_flight import InFlight
 from reliable_mq.store.outbox.outgoing import Outgoing, RowKey, UnreadableRowError
-from reliable_mq.store.outbox.reading import Reader
 from reliable_mq.store.outbox.sending import sendable
 from reliable_mq.store.tables import OUTBOX_SLOTS
 from reliable_mq.store.texts import cause_of
@@ -34,16 +35,18 @@ log = logging.getLogger("reliable_mq")
 LEASE_KIND = "relay"
 _PART = "relay"
 
-_READ_AHEAD = 4
+_BATCHES = 4
 """Batches in one read. A read is one snapshot, in order as a whole, so it need not be repeated for
 each batch; and walking past rows that wait then costs less for each row that is sent."""
+
+_AHEAD = 2
+"""Batches before the end of a read at which the next begins: it takes about as long as they do."""
 
 _SLICE = 0.2
 _DEAR = 0.05
 """Seconds of a look at the outbox from which on looks are spaced out."""
 
-_FIRST_PAUSE = 0.1
-_MAX_PAUSE = 5.0
+_FIRST_PAUSE, _MAX_PAUSE = 0.1, 5.0
 _LAST_TRIES = 5
 _CAUSE_BYTES = 500
 _NEVER = threading.Event()
@@ -107,7 +110,7 @@ class Relay:
             clock=clock,
             events=events,
         )
-        self._reader = Reader(store, rows=self._batch_size * _READ_AHEAD)
+        self._supply = Supply(store, rows=self._batch_size * _BATCHES)
         self._sender = Sender(adapter, clock)
         self._settler = Settler(store, self._leases, events)
         self._waiting = Waiting(clock)
@@ -152,7 +155,7 @@ class Relay:
         listener = Listener(self._store, channel, lambda hint: self.wake())
         self._store.on_appended.append(self.wake)
         try:
-            with self._alone(), self._settler.beside():
+            with self._alone(), self._settler.beside(), self._supply.beside():
                 listener.start()
                 try:
                     while not stop.is_set():
@@ -244,26 +247,51 @@ class Relay:
     # --- one round -------------------------------------------------------------------------------
 
     def _round(self, stop: threading.Event) -> RelayCounts:
-        """Read once and send batch after batch of it; only settling overlaps with publishing."""
+        """Send what a read brings and, as long as all goes well, what was read ahead."""
         before = (self._settler.sent, self._settler.held)
         self._settler.settle()
-        self._renew_if_due()
-        slots = [int(name) for name in self._leases.held]
-        rows = self._reader.read(slots, self._waiting.excluded())
-        if rows:
-            crash_point("relay.claimed")
-        stopped: set[RowKey] = set()
+        if self._renewal_is_due():
+            self._renew()
+        rows = self._supply.read(self._slots(), self._waiting.excluded())
         later = 0
-        for first in range(0, len(rows), self._batch_size):
+        while rows:
+            crash_point("relay.claimed")
+            sent, tried = self._pass(rows, stop)
+            later += tried
+            if sent < len(rows) or stop.is_set() or self._renewal_is_due():
+                break
+            self._failures = 0
+            rows = self._supply.take()
+        self._settler.finish()
+        return RelayCounts(self._settler.sent - before[0], self._settler.held - before[1], later)
+
+    def _slots(self) -> list[int]:
+        return [int(name) for name in self._leases.held]
+
+    def _pass(self, rows: Sequence[Outgoing], stop: threading.Event) -> tuple[int, int]:
+        """Send *rows* batch by batch; return how many were sent, and how many are to be again.
+
+        Only settling and reading overlap with publishing.
+        """
+        size = self._batch_size
+        stopped: set[RowKey] = set()
+        sent = later = 0
+        for first in range(0, len(rows), size):
             if stop.is_set() or not self._may_publish():
                 break
-            verdict = self._send(rows[first : first + self._batch_size], stopped)
+            if sent == first >= len(rows) - _AHEAD * size and self._supply.can_go_ahead:
+                self._go_ahead(rows[first:])
+            verdict = self._send(rows[first : first + size], stopped)
+            sent += len(verdict.sent)
             later += len(verdict.later)
             self._settler.begin(verdict)
             if verdict.outage is not None:
                 break
-        self._settler.finish()
-        return RelayCounts(self._settler.sent - before[0], self._settler.held - before[1], later)
+        return sent, later
+
+    def _go_ahead(self, rows: Sequence[Outgoing]) -> None:
+        in_flight = InFlight.of([*self._settler.unsettled_rows(), *rows])
+        self._supply.go_ahead(self._slots(), self._waiting.excluded(), in_flight)
 
     def _send(self, batch: Sequence[Outgoing], stopped: set[RowKey]) -> Verdict:
         """Publish *batch* but for what waits, and for keys *stopped*, earlier in this read too."""
@@ -303,10 +331,12 @@ class Relay:
 
     # --- leases ----------------------------------------------------------------------------------
 
-    def _renew_if_due(self) -> None:
+    def _renewal_is_due(self) -> bool:
         now = self._clock.monotonic()
-        if now < self._renew_at and self._leases.until - now >= self._publish_timeout:
-            return
+        return now >= self._renew_at or self._leases.until - now < self._publish_timeout
+
+    def _renew(self) -> None:
+        now = self._clock.monotonic()
         with self._store.reading() as connection:
             self._store.verify(connection)
         self._leases.renew()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -13,6 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
 from reliable_mq.events import Events, MessageHeld, MessageSent
+from reliable_mq.relay.beside import beside
 from reliable_mq.relay.verdict import Verdict
 from reliable_mq.store import Store
 from reliable_mq.store.dialects import Trouble
@@ -44,6 +44,11 @@ class Settler:
         """How many confirmed messages still have their row: if we end now, they are sent again."""
         return sum(len(verdict.sent) for verdict in self._unsettled)
 
+    def unsettled_rows(self) -> list[Outgoing]:
+        """Return the confirmed rows that are not known to be deleted; of these a few may be."""
+        # Of one that is being written both lists are replaced and not changed.
+        return [row for verdict in tuple(self._unsettled) for row in verdict.sent]
+
     @contextmanager
     def beside(self) -> Iterator[None]:
         """Inside the block write on other threads, so that publishing need not wait for it."""
@@ -58,17 +63,15 @@ class Settler:
 
         Whatever is raised, *verdict* is kept.
         """
-        self._unsettled.append(verdict)
-        self.finish()
+        try:
+            self.finish()
+        finally:
+            # Only now: whoever writes the one before would go on with it, and be waited for.
+            self._unsettled.append(verdict)
         if not self._is_beside:
             self._write_all()
             return
-        self._writing = Future()
-        # A daemon: a database that never answers must not keep the process from its end.
-        write = threading.Thread(
-            target=self._write_into, args=(self._writing,), name="reliable-mq-settle", daemon=True
-        )
-        write.start()
+        self._writing = beside(self._write_all, "reliable-mq-settle")
 
     def finish(self) -> None:
         """Wait for what is being written; raise the database's error where it failed."""
@@ -80,14 +83,6 @@ class Settler:
         """Write everything there is, now. Raises the database's error where that fails."""
         self.finish()
         self._write_all()
-
-    def _write_into(self, written: Future[None]) -> None:
-        try:
-            self._write_all()
-        except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
-            written.set_exception(error)
-        else:
-            written.set_result(None)
 
     def _write_all(self) -> None:
         while self._unsettled:

@@ -7,11 +7,12 @@ from contextlib import contextmanager, suppress
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, CursorResult, Dialect, Insert, Select
+from sqlalchemy import Connection, CursorResult, Delete, Dialect, Insert, Select
 from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from reliable_mq.store.columns import MYSQL_FAMILY
+from reliable_mq.store.dialects.base import is_ours
 
 Values = Mapping[str, Any]
 
@@ -27,7 +28,7 @@ class Direct:
 
     def __init__(
         self,
-        statement: Insert | Select[Any],
+        statement: Insert | Delete | Select[Any],
         names: Collection[str],
         *,
         identifiers: Collection[str] = (),
@@ -47,12 +48,13 @@ class Direct:
     def fetch(self, connection: Connection, row: Values) -> Sequence[Any]:
         """Execute it with the values of *row* and return the first row of its result.
 
-        Past SQLAlchemy, whose result object would cost as much as the driver and the server: its
-        log and its events see nothing of it. Errors are SQLAlchemy's all the same, and a
-        connection that was lost is invalidated, with the others of its pool.
+        On an engine of the store's own past SQLAlchemy, whose result object would cost as much as
+        the driver and the server. Errors are SQLAlchemy's all the same, and a connection that was
+        lost is invalidated, with the others of its pool. On an engine of the application's its
+        log and its hooks see it, as they see everything.
         """
         compiled = self._compiled_for(connection.dialect)
-        if not compiled.is_plain:
+        if not (compiled.is_plain and is_ours(connection)):
             return connection.execute(self.statement, row).one()
         with _cursor(connection, compiled.sql) as cursor:
             cursor.execute(compiled.sql, compiled.parameters([row]))
@@ -61,7 +63,7 @@ class Direct:
     def fetch_all(self, connection: Connection, row: Values) -> Sequence[Sequence[Any]]:
         """Return all rows, as :meth:`fetch` does the first, in the form that costs least."""
         compiled = self._compiled_for(connection.dialect)
-        if not compiled.is_plain:
+        if not (compiled.is_plain and is_ours(connection)):
             return connection.execute(self.statement, row).all()
         with _cursor(connection, compiled.sql) as cursor:
             if connection.dialect.driver == "psycopg":
@@ -80,7 +82,10 @@ class Direct:
 
 
 def run(connection: Connection, sql: str) -> None:
-    """Run *sql*, which has no parameters and no result, as :meth:`Direct.fetch` does."""
+    """Run *sql*, which has no parameters and no result, past SQLAlchemy on any engine.
+
+    For what it would not let through, or count as its own: BEGIN and its end in AUTOCOMMIT.
+    """
     with _cursor(connection, sql) as cursor:
         cursor.execute(sql)
 
@@ -88,8 +93,9 @@ def run(connection: Connection, sql: str) -> None:
 @contextmanager
 def _cursor(connection: Connection, sql: str) -> Iterator[Any]:
     """Give the block a cursor of the driver; its errors leave as SQLAlchemy's."""
-    cursor = connection.connection.cursor()
+    cursor = None
     try:
+        cursor = connection.connection.cursor()
         yield cursor
     except connection.dialect.loaded_dbapi.Error as error:
         raise _translated(connection, error, sql) from error
@@ -99,7 +105,8 @@ def _cursor(connection: Connection, sql: str) -> Iterator[Any]:
             connection.invalidate(error)
         raise
     finally:
-        cursor.close()
+        if cursor is not None:
+            cursor.close()
 
 
 def _translated(connection: Connection, error: Any, sql: str) -> StatementError:
@@ -123,7 +130,7 @@ def _translated(connection: Connection, error: Any, sql: str) -> StatementError:
 class _Compiled:
     def __init__(
         self,
-        statement: Insert | Select[Any],
+        statement: Insert | Delete | Select[Any],
         dialect: Dialect,
         names: Sequence[str],
         encoded: Sequence[str],

@@ -231,8 +231,9 @@ class Store:
     def reading(self) -> Iterator[Connection]:
         """Give the block a connection of the pool to read on.
 
-        Each statement sees what was committed before it. On PostgreSQL each is a transaction by
-        itself, which spares two round trips; elsewhere they share one.
+        On PostgreSQL each statement is a transaction by itself, which spares two round trips;
+        elsewhere they share one, on MariaDB with one snapshot where the engine says so. A
+        connection that dies meanwhile may be noticed by its next user only.
         """
         with self.engine.connect() as connection:
             if self.dialect.name == "postgresql":

@@ -13,6 +13,7 @@ from .base import External, NotOurs, Server, ServerFailed, ServerMissing, variab
 from .kafka import Kafka
 from .kafka.cluster import KafkaCluster
 from .mariadb import MariaDB
+from .pgbouncer import PgBouncer
 from .postgresql import PostgreSQL
 from .rabbitmq import RabbitMQ
 from .rabbitmq_cluster import RabbitMQCluster
@@ -27,6 +28,7 @@ __all__ = [
     "KafkaCluster",
     "MariaDB",
     "NotOurs",
+    "PgBouncer",
     "PostgreSQL",
     "RabbitMQ",
     "RabbitMQCluster",

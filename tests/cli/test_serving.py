@@ -96,16 +96,15 @@ def test_a_process_waits_for_a_database_that_is_not_there_yet_and_can_be_stopped
     assert "Traceback" not in process.said
 
 
-def test_a_signal_during_the_start_is_obeyed_once_the_start_has_ended(cli: Cli, shop: Path) -> None:
+def test_a_signal_is_obeyed_while_the_start_waits_for_an_answer(cli: Cli, shop: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as database:
         database.settimeout(PATIENCE)
         port = database.getsockname()[1]
         cli.env["RELIABLE_MQ_DATABASE_URL"] = f"postgresql://app@127.0.0.1:{port}/shop"
         process = cli.start("run", "shop:mq")
         connection, _ = database.accept()
-        process.send(signal.SIGTERM)
-        connection.close()
-    assert process.wait() == 0
+        with connection:
+            assert process.stop() == 0
     assert "reliable-mq stopped" in process.said
     assert "Traceback" not in process.said
 

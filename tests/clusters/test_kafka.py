@@ -29,8 +29,9 @@ from reliable_mq.errors import TransportError
 from reliable_mq.testing.contract.messages import numbered
 from reliable_mq_kafka import open_adapter
 from reliable_mq_kafka.adapter import KafkaAdapter
-from tests.brokers import KafkaCluster, ServerMissing
+from tests.brokers import KafkaCluster
 from tests.clusters.traffic import Publishing, without_repeats
+from tests.conftest import started
 from tests.e2e.shop import effects, leave, metadata
 from tests.e2e.waiting import until
 
@@ -43,15 +44,7 @@ SLOW = 120.0
 
 @pytest.fixture(scope="module")
 def nodes(request: pytest.FixtureRequest) -> Iterator[KafkaCluster]:
-    server = KafkaCluster()
-    try:
-        server.start()
-    except ServerMissing as error:
-        if request.config.getoption("--require-brokers"):
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
-    yield server
-    server.stop()
+    yield from started(request, KafkaCluster())
 
 
 @pytest.fixture

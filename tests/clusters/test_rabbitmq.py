@@ -47,9 +47,9 @@ from tests.adapters.rabbitmq.certificates import (
     needs_openssl,
     tls_settings,
 )
-from tests.adapters.rabbitmq.servers import started
 from tests.brokers import RabbitMQCluster
 from tests.clusters.traffic import Publishing, without_repeats
+from tests.conftest import started
 from tests.e2e.shop import effects, leave, metadata
 from tests.e2e.waiting import until
 

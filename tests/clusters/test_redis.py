@@ -9,7 +9,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from operator import methodcaller
 from typing import Any, ClassVar, Self
 
@@ -26,9 +26,10 @@ from reliable_mq.testing.contract.outage import send_eventually
 from reliable_mq.testing.contract.readers import Reader
 from reliable_mq.testing.contract.waiting import wait_for
 from reliable_mq_redis import keys
-from tests.brokers import RedisCluster, RedisSentinels, ServerMissing
+from tests.brokers import RedisCluster, RedisSentinels
 from tests.brokers.redis_cluster import RedisNodes
 from tests.clusters.traffic import Publishing, without_repeats
+from tests.conftest import started
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
 
@@ -73,18 +74,6 @@ class Place:
         return found
 
 
-@contextmanager
-def started(request: pytest.FixtureRequest, nodes: RedisNodes) -> Iterator[None]:
-    try:
-        nodes.start()
-    except ServerMissing as error:
-        if request.config.getoption("--require-brokers"):
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
-    yield
-    nodes.stop()
-
-
 @pytest.fixture(params=["sentinels", "cluster"])
 def kind(request: pytest.FixtureRequest) -> str:
     found: str = request.param
@@ -94,7 +83,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def place(request: pytest.FixtureRequest, kind: str) -> Iterator[Place]:
     nodes = RedisSentinels() if kind == "sentinels" else RedisCluster()
-    with started(request, nodes):
+    for _ in started(request, nodes):
         if isinstance(nodes, RedisSentinels):
             yield Place(nodes, lambda: nodes.primary)
         else:
@@ -283,9 +272,7 @@ class TestRedisClusterContract(AdapterContract):
     @pytest.fixture(scope="class")
     @classmethod
     def nodes(cls, request: pytest.FixtureRequest) -> Iterator[RedisCluster]:
-        nodes = RedisCluster()
-        with started(request, nodes):
-            yield nodes
+        yield from started(request, RedisCluster())
 
     @pytest.fixture
     def url(self, nodes: RedisCluster) -> str:

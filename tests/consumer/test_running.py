@@ -6,12 +6,14 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
-from reliable_mq import ReliableMQ, Settings
+from reliable_mq import ConfigurationError, ReliableMQ, Settings
+from reliable_mq.running import Signals
 from reliable_mq.store import Store
 from reliable_mq.wakeup import Listener, channel_of
 
@@ -40,6 +42,32 @@ def test_run_gives_the_signals_back_to_the_application(tmp_path: Path) -> None:
         assert signal.getsignal(signal.SIGTERM) is mine
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_start_that_was_given_up_does_not_end_the_next_one_when_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Came(Signals):
+        def wait(self, unless: Callable[[], bool] = lambda: False) -> bool:
+            assert begun.wait(60)
+            return True
+
+    def hang() -> None:
+        begun.set()
+        assert answered.wait(60)
+        raise ConfigurationError("much later")
+
+    begun, answered = threading.Event(), threading.Event()
+    with application(f"sqlite:///{tmp_path}/a.db") as mq:
+        mq.declare()
+        with monkeypatch.context() as patch:
+            patch.setattr(mq, "_ensure_declared", hang)
+            mq.running().until(Came())
+        (starting,) = (one for one in threading.enumerate() if one.name == "reliable-mq-start")
+        with mq.running():
+            answered.set()
+            starting.join(60)
+            assert mq.status().parts["relay"] != "off"
 
 
 def test_run_refuses_any_thread_but_the_main_one(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -76,6 +78,46 @@ def test_an_idle_worker_takes_half_of_what_a_busy_one_has_not_begun() -> None:
     queue.finish(slow, [(slow.items[0], Ended.HANDLED)])
     acknowledged = [received.receipt for received in queue.take_finished()]
     assert acknowledged == [4, 5, 6, 7, 0]
+
+
+class Door:
+    """The scheduler's lock, before which somebody else gets in once."""
+
+    def __init__(self, inner: threading.Condition, first: Callable[[], None]) -> None:
+        self._inner = inner
+        self._first = [first]
+
+    def __enter__(self) -> None:
+        while self._first:
+            self._first.pop()()
+        self._inner.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        self._inner.__exit__(None, None, None)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_what_is_taken_from_a_worker_that_is_giving_up_just_then_has_one_worker(
+    ordered: bool,
+) -> None:
+    queue = scheduler(ordered=ordered, concurrency=2)
+    queue.put([item(n, f"k{n}") for n in range(8)])
+    broken, _ = queue.try_take()
+    quick, _ = queue.try_take()
+    assert broken is not None
+    assert quick is not None
+    begun = queue.begin(broken)
+    assert begun is not None
+    queue.finish(quick, [(one, Ended.HANDLED) for one in quick.items])
+    taken: list[int] = []
+    queue._changed = Door(queue._changed, lambda: taken.extend(take(queue)))  # type: ignore[assignment]
+    queue.finish(broken, [(begun, Again(0.0, store_down=True))])
+    assert taken == [2, 3]
+    assert [*take(queue), *take(queue)] == [0, 1]
+    assert take(queue) == []
 
 
 def test_nothing_is_taken_from_a_worker_that_has_begun_nothing() -> None:

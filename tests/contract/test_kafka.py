@@ -16,9 +16,9 @@ from reliable_mq.registry import open_adapter
 from reliable_mq.testing.contract import AdapterContract
 from reliable_mq.testing.contract.base import GROUP, ContextFactory, Foreign
 from reliable_mq_kafka import rights
-from tests.adapters.kafka.conftest import started
 from tests.adapters.kafka.secure import USER, WRONG, SecureKafka
 from tests.brokers import find, variable
+from tests.conftest import started
 
 QUERY = "session_timeout=2"
 TOPICS = ["contract-"]

@@ -13,9 +13,9 @@ from reliable_mq.testing.contract import AdapterContract
 from reliable_mq.testing.contract.base import BrokerControl, ContextFactory, Foreign
 from reliable_mq_rabbitmq import rights
 from tests.adapters.rabbitmq.foreign import publish
-from tests.adapters.rabbitmq.servers import started
 from tests.adapters.rabbitmq.users import user
 from tests.brokers import RabbitMQ, Server, find
+from tests.conftest import started
 
 TOPICS = "contract-[^.]+"
 NEEDED = rights.to_declare(TOPICS) | rights.to_publish(TOPICS) | rights.to_consume(TOPICS, "[^.:]+")

@@ -14,6 +14,7 @@ from reliable_mq.doctor import diagnose
 from reliable_mq.store import Store
 from reliable_mq.store.inspection import Expected, inspect_store
 from tests.brokers import Server, ServerMissing, server, variable
+from tests.conftest import absent
 
 Diagnose = Callable[..., list[Finding]]
 OpenMQ = Callable[..., ReliableMQ]
@@ -32,9 +33,7 @@ def started(
         try:
             found = stack.enter_context(server(kind, settings))
         except ServerMissing as error:
-            if request.config.getoption("--require-brokers"):
-                pytest.fail(str(error), pytrace=False)
-            pytest.skip(str(error))
+            absent(request.config, error)
         yield found
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from confluent_kafka import Message as Record
+from hiredis import Reader
 
 import reliable_mq_kafka.records as kafka
 import reliable_mq_rabbitmq.messages as rabbitmq
@@ -98,7 +99,9 @@ def _rabbitmq(message: Message) -> RawMessage:
 
 
 def _redis(message: Message) -> RawMessage:
-    words = [word.encode() if isinstance(word, str) else word for word in fields_of(message)]
+    reader = Reader()
+    reader.feed(b"*%d\r\n%b" % fields_of(message))
+    words: Any = reader.gets()
     return received("orders", "{orders}:0", 1, [b"1-1", words], redelivered=False).raw
 
 

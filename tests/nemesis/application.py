@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +17,7 @@ from tests.sweep.application import History, Job, Place, effect, metadata
 
 GROUPS = ("ordered", "batch", "async", "least")
 EXACTLY = "exactly"
-"""The group with Kafka's own transactions, where that is the broker and somebody asks for it."""
-WITH_EXACTLY_ONCE = os.environ.get("RMQ_NEMESIS_EXACTLY") == "1"
+"""The group with Kafka's own transactions, where that is the broker."""
 ACCOUNTS = 6
 
 account = Table(
@@ -51,7 +49,7 @@ class Arena(Place):
 def groups_of(arena: Arena) -> tuple[str, ...]:
     """Return the groups that must end every message."""
     on_kafka = arena.broker_url.startswith("kafka")
-    return (*GROUPS, EXACTLY) if on_kafka and WITH_EXACTLY_ONCE else GROUPS
+    return (*GROUPS, EXACTLY) if on_kafka else GROUPS
 
 
 class Mended:

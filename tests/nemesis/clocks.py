@@ -22,16 +22,18 @@ _NOTICED = 30.0
 
 
 class Clocks:
-    """The clocks of all machines. ``jump`` is for one thread.
+    """The clocks of all machines. ``jump`` and ``calm_down`` are for one thread.
 
     Processes on one file share its machine, and with it the clock of their database: that one only
     goes forward, since time that runs again would run again for all that is due at some time.
+    Elsewhere no clock stays more than *bearable* seconds ahead when a fault is over.
     """
 
-    def __init__(self, folder: Path, *, one_machine: bool) -> None:
+    def __init__(self, folder: Path, *, one_machine: bool, bearable: int | None = None) -> None:
         """Raise ``UnableError`` where nothing can be compiled."""
         self._folder = folder
         self._one_machine = one_machine
+        self._bearable = bearable
         self._library = folder / "clock.so"
         _compile(self._library)
         self._moved = [0] * (1 if one_machine else MACHINES)
@@ -52,6 +54,15 @@ class Clocks:
             there = rng.choice((-6 * HOUR, -2 * HOUR, -5 * MINUTE, 5 * MINUTE, 2 * HOUR, 6 * HOUR))
         self._set(machine, there)
         return there
+
+    def calm_down(self) -> list[int]:
+        """Put back the clocks that are too far ahead; return where they are then."""
+        if self._bearable is None or self._one_machine:
+            return []
+        ahead = [one for one, moved in enumerate(self._moved) if moved > self._bearable]
+        for machine in ahead:
+            self._set(machine, self._bearable)
+        return [self._bearable] * len(ahead)
 
     def _set(self, machine: int, seconds: int) -> None:
         self._moved[machine] = seconds

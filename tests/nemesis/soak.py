@@ -24,6 +24,7 @@ of a fixed size and far below 48 MiB. Pools and clients of a process hold up to 
 and let go of them when a server is gone. What leaks with every message, fault or reconnection
 passes any bound if the run is long enough: 48 MiB are 500 bytes a message in two hours.
 """
+LIMITS = (("mib", "MiB", MAX_MIB), ("handles", "handles", MAX_HANDLES))
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -64,16 +65,16 @@ class Life:
         return [sample for sample in self.samples if sample.at >= begin]
 
     def report(self) -> str:
-        """Return the figures in a line."""
+        """Return the figures and their bounds in a line."""
         window = self.window
         if len(window) < 2:
             return f"{self.name}: too short a life to say"
-        hours = (window[-1].at - window[0].at) / 3600
-        return (
-            f"{self.name}: {window[0].mib:.1f} -> {window[-1].mib:.1f} MiB, "
-            f"{growth(window, 'mib'):+.2f} MiB and {growth(window, 'handles'):+.1f} handles "
-            f"(of {window[-1].handles:.0f}) by the fitted line in {hours * 60:.1f} minutes, "
-            f"{growth(window, 'mib') / hours:+.1f} MiB/h"
+        minutes = (window[-1].at - window[0].at) / 60
+        return f"{self.name}, in the last {minutes:.1f} minutes: " + ", ".join(
+            f"{what} {getattr(window[0], name):.1f} -> {getattr(window[-1], name):.1f}, "
+            f"by the fitted line {growth(window, name):+.1f} of at most {limit:g} "
+            f"({growth(window, name) / minutes * 60:+.1f} an hour)"
+            for name, what, limit in LIMITS
         )
 
     def violations(self) -> list[str]:
@@ -81,11 +82,10 @@ class Life:
         window = self.window
         if len(window) < ENOUGH:
             return []
-        limits = {"mib": MAX_MIB, "handles": MAX_HANDLES}
         return [
-            f"I9 {self.name}: {what} grew by {growth(window, what):.1f}, more than {limit:g}"
-            for what, limit in limits.items()
-            if growth(window, what) > limit
+            f"I9 {self.name}: {what} grew by {growth(window, name):.1f}, more than {limit:g}"
+            for name, what, limit in LIMITS
+            if growth(window, name) > limit
         ]
 
 

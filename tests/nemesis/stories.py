@@ -13,6 +13,8 @@ from tests.nemesis.truth import Findings, Line, history_lines
 
 MANY = 6
 """Stories for each violation; more would hide the first."""
+LONG = 8000
+"""Characters of a violation that are shown; the log of a server that does not start has 6000."""
 AROUND = 3.0
 """Seconds before and after the life of a message whose faults belong to its story."""
 
@@ -24,7 +26,7 @@ def told(violations: Sequence[str], findings: Findings, folder: Path) -> str:
     lines = sorted(history_lines(folder), key=lambda line: float(line["t"]))
     parts = []
     for violation in violations:
-        parts.append(violation[:2000])
+        parts.append(violation[:LONG])
         for number in _numbers(violation)[:MANY]:
             parts += [f"  --- {number}", *(f"    {line}" for line in _story(number, lines))]
             parts += [f"    {line}" for line in _end(number, findings)]

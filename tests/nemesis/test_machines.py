@@ -6,26 +6,31 @@ import errno
 import json
 import os
 import random
+import signal
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
 
-import psycopg
 import pytest
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy.exc import DBAPIError
 
 from tests.conftest import OwnServer
+from tests.e2e.waiting import until
 from tests.nemesis.application import GROUPS, Arena, build
-from tests.nemesis.clocks import HOUR, Clocks
+from tests.nemesis.clocks import HOUR, MINUTE, Clocks
 from tests.nemesis.disks import Disk, move_onto_disk, recover
+from tests.nemesis.faults import Surroundings
 from tests.nemesis.truth import Findings, read
 from tests.nemesis.unable import UnableError
+from tests.nemesis.world import DATABASE_SETTINGS, DISK_MIB
+from tests.sweep import application as sweep
 from tests.sweep.application import History, Job, metadata
 
 DEADLINE = 60.0
@@ -57,13 +62,28 @@ for _ in sys.stdin:
 
 @pytest.fixture
 def clocks(tmp_path: Path) -> Callable[..., Clocks]:
-    def make(*, one_machine: bool) -> Clocks:
+    def make(*, one_machine: bool, bearable: int | None = None) -> Clocks:
         try:
-            return Clocks(tmp_path, one_machine=one_machine)
+            return Clocks(tmp_path, one_machine=one_machine, bearable=bearable)
         except UnableError as error:
             pytest.skip(str(error))
 
     return make
+
+
+@contextmanager
+def speaking(clocks: Clocks) -> Iterator[subprocess.Popen[str]]:
+    """Run a process that ``heard`` can ask for the time."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SPEAKING_CLOCK],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **clocks.environment(0)},
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
 
 
 def heard(process: subprocess.Popen[str]) -> tuple[float, float]:
@@ -82,13 +102,7 @@ def test_a_clock_jumps_for_a_process_that_runs_and_its_waits_do_not(
     clocks: Callable[..., Clocks], one_machine: bool
 ) -> None:
     made, rng = clocks(one_machine=one_machine), random.Random(4)
-    with subprocess.Popen(
-        [sys.executable, "-c", SPEAKING_CLOCK],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **made.environment(0)},
-    ) as process:
+    with speaking(made) as process:
         assert abs(heard(process)[0]) < DEADLINE
         far = []
         for _ in range(20):
@@ -96,13 +110,21 @@ def test_a_clock_jumps_for_a_process_that_runs_and_its_waits_do_not(
             moved, waited = heard(process)
             assert WAIT <= waited < DEADLINE
             far.append(moved)
-        assert process.stdin is not None
-        process.stdin.close()
     assert max(far) > HOUR
     assert (min(far) < -HOUR) != one_machine
     if one_machine:
         # Up to what passes between two looks at two clocks.
         assert all(later > earlier - 1 for earlier, later in pairwise(far))
+
+
+def test_no_clock_stays_further_ahead_than_is_bearable(clocks: Callable[..., Clocks]) -> None:
+    made, rng = clocks(one_machine=False, bearable=MINUTE), random.Random(4)
+    for _ in range(20):
+        made.jump(rng)
+    assert set(made.calm_down()) == {MINUTE}
+    assert made.calm_down() == []
+    with speaking(made) as process:
+        assert heard(process)[0] < MINUTE + DEADLINE
 
 
 # --- disks --------------------------------------------------------------------------------------
@@ -168,26 +190,27 @@ def test_sqlite_on_a_full_disk_refuses_though_its_log_had_room(disk: Disk) -> No
         assert not refused()
 
 
-def test_postgresql_on_a_full_disk_refuses_and_recovers_with_what_it_has(
-    own_server: OwnServer,
+@pytest.mark.parametrize("kind", [kind for kind in DISK_MIB if kind != "sqlite"])
+def test_a_server_on_a_full_disk_refuses_and_recovers_with_what_it_has(
+    own_server: OwnServer, kind: str
 ) -> None:
-    server = own_server("postgresql", {"max_wal_size": "96MB", "min_wal_size": "32MB"})
+    server = own_server(kind, DATABASE_SETTINGS.get(kind))
     try:
-        disk = move_onto_disk(server, 256)
+        disk = move_onto_disk(server, DISK_MIB[kind])
     except UnableError as error:
         pytest.skip(str(error))
-    url = make_url(server.url).set(drivername="postgresql").render_as_string(hide_password=False)
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("CREATE TABLE kept (number int, padding text)")
+    engine = create_engine(server.url, poolclass=NullPool)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE kept (number int, padding text)"))
     written = 0
 
     def refused() -> bool:
         nonlocal written
+        rows = [{"number": written, "padding": "x" * 2000}] * 50
         try:
-            with psycopg.connect(url, autocommit=True) as connection:
-                query = "INSERT INTO kept SELECT %s, repeat('x', 2000) FROM generate_series(1, 50)"
-                connection.execute(query, [written])
-        except psycopg.Error:
+            with engine.begin() as connection:
+                connection.execute(text("INSERT INTO kept VALUES (:number, :padding)"), rows)
+        except DBAPIError:
             return True
         written += 1
         return False
@@ -195,15 +218,30 @@ def test_postgresql_on_a_full_disk_refuses_and_recovers_with_what_it_has(
     try:
         filled(disk, refused)
         recover(server)
-        with psycopg.connect(url, autocommit=True) as connection:
-            rows = connection.execute("SELECT number FROM kept GROUP BY number").fetchall()
-        assert len(rows) >= written
+        with engine.connect() as connection:
+            kept = connection.scalar(text("SELECT count(DISTINCT number) FROM kept"))
+        assert kept >= written
         assert not refused()
     finally:
         disk.close()
 
 
 # --- discards -----------------------------------------------------------------------------------
+
+
+def test_a_server_that_crashes_by_itself_is_started_again_and_counted(
+    own_server: OwnServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = own_server("redis")
+    schedule = Surroundings(1, tmp_path, {"broker": server}, {})
+    schedule.keep()
+    assert not schedule.done
+    os.kill(server.pids[0], signal.SIGKILL)
+    until(lambda: not server.running, "death")
+    schedule.keep()
+    assert schedule.done == {"broker crashed": 1}
+    assert server.running
+    assert "ended by itself (status -9)" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -254,3 +292,17 @@ def test_what_may_have_been_discarded_may_have_been_handled_as_well(arena: Arena
     others = tuple(group for group in GROUPS if group != "batch")
     assert found(arena, handled=others).violations() == []
     assert found(arena, handled=("batch",)).violations() == []
+
+
+def test_a_grave_that_could_not_be_noted_counts_all_the_same(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(sweep, "_leave", refuse)
+    topic = f"{arena.cell}.ordered.dlq"
+    with build(arena) as mq, mq.running():
+        mq.publish_direct(topic, Job(number=1, fails=0))
+        until(lambda: mq.dead_letters(topic, "graves"), "a dead letter of those who look on")
+        assert read(mq, arena).truth.graves == [1]

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.nemesis.exchange import ORIGIN, Exchange, Record
 from tests.nemesis.producing import NUMBERS, Plan
 from tests.nemesis.proxy import Proxy, Trouble
 from tests.nemesis.soak import EVERY, MAX_HANDLES, MAX_MIB, Life, Sample
@@ -224,3 +228,41 @@ def test_a_violation_comes_with_the_whole_story_of_its_message(tmp_path: Path) -
     assert "2 effects" in stories[one]
     assert "id-2" not in stories[one]
     assert "id-2" in stories[two], "it was lost, and has a story of its own"
+
+
+# --- exactly once -------------------------------------------------------------------------------
+
+
+def record(number: int, **changes: Any) -> Record:
+    body = json.dumps({"number": number}).encode()
+    return replace(Record(number, b"k", body, {"x-sweep": b"kept"}), **changes)
+
+
+def letter(number: int, **headers: bytes) -> Record:
+    known = {"x-sweep": b"kept", "message-id": b"its own", **dict.fromkeys(ORIGIN, b"known")}
+    return record(number, headers={**known, **headers})
+
+
+def exchange(inputs: Sequence[int], outputs: Sequence[int], *letters: Record) -> list[str]:
+    """Return how the checks begin that find something."""
+    found = Exchange(list(map(record, inputs)), list(map(record, outputs)), letters)
+    return [line.partition(":")[0].split()[0] for line in found.violations()]
+
+
+def test_an_exactly_once_group_has_one_end_for_each_record() -> None:
+    assert exchange([1, 2, 2, 3], [1, 3], letter(2), letter(2)) == []
+    assert exchange([1, 2], [1]) == ["I1", "I4"]
+    assert exchange([1, 2], [1, 2, 2]) == ["I2", "I4"]
+    assert exchange([1, 2, 2], [1, 2], letter(2)) == ["I5", "I4"]
+    assert exchange([1], [1], letter(2)) == ["I2"]
+
+
+def test_an_exactly_once_group_keeps_the_order_of_a_key() -> None:
+    assert exchange([1, 2, 3], [2, 1, 3]) == ["I4"]
+    assert exchange([1, 2, 1, 2], [1, 2, 1, 2]) == []
+
+
+def test_dead_letters_of_an_exactly_once_group_are_what_came_in() -> None:
+    assert exchange([1], [], letter(1, **{"x-sweep": b"changed"})) == ["I6"]
+    assert exchange([1], [], letter(1, **{ORIGIN[0]: b""})) == ["I6"]
+    assert exchange([1], [], replace(letter(1), body=b"changed")) == ["I6"]

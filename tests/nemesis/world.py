@@ -8,19 +8,22 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from sqlalchemy import create_engine, insert, make_url
+from sqlalchemy.exc import OperationalError
 
 from reliable_mq import ReliableMQ
 from tests.brokers import Server
 from tests.e2e.brokers import quick
-from tests.nemesis.application import ACCOUNTS, Arena, account, build
-from tests.nemesis.clocks import Clocks
+from tests.nemesis.ambush import Ambush
+from tests.nemesis.application import ACCOUNTS, EXACTLY, Arena, account, build, groups_of
+from tests.nemesis.clocks import MINUTE, Clocks
 from tests.nemesis.disks import Disk, move_onto_disk
+from tests.nemesis.exchange import broken_promises
 from tests.nemesis.faults import Ourselves, Schedule, Surroundings
 from tests.nemesis.members import Crew
 from tests.nemesis.proxy import Proxy
@@ -32,15 +35,22 @@ from tests.sweep.application import metadata
 from tests.sweep.invariants import missing
 
 Start = Callable[..., Server]
+Plot = Callable[[Crew, Rival], list[Schedule]]
 P = ParamSpec("P")
 T = TypeVar("T")
 SECONDS = float(os.environ.get("RMQ_NEMESIS_SECONDS", "100"))
 """How long faults are dealt."""
 SETTLE = float(os.environ.get("RMQ_NEMESIS_SETTLE", "300"))
 """Seconds in which everything must be at rest after the last fault."""
-DISK_MIB = {"sqlite": 64 + SECONDS / 20, "postgresql": 256 + SECONDS / 10}
-"""The disks that get full, by their database. An empty PostgreSQL takes 40 MiB."""
-FULL = ("No space left on device", "database or disk is full")
+DISK_MIB = {
+    "sqlite": 64 + SECONDS / 20,
+    "postgresql": 256 + SECONDS / 10,
+    "mariadb": 384 + SECONDS / 5,
+}
+"""The disks that get full, by their database. Empty, PostgreSQL takes 40 MiB, MariaDB 125 MiB."""
+AHEAD_ON_KAFKA = 50 * MINUTE
+"""How far ahead a clock may stay there: messages from more than an hour ahead are refused."""
+FULL = ("No space left on device", "database or disk is full", "failed with error 28")
 """What one reads of a full disk."""
 
 
@@ -50,6 +60,8 @@ class Result:
 
     findings: Findings
     violations: list[str]
+    lasted: float
+    """Seconds in which faults were dealt."""
     faults: Counter[str]
     hits: dict[str, int]
     rival: tuple[int, int]
@@ -98,7 +110,7 @@ class World:
             self._unmount_in_the_end()
             url = f"sqlite:///{folder / 'store.db'}"
             return url, url
-        server = self.servers["database"] = start(kind, _DATABASE.get(kind))
+        server = self.servers["database"] = start(kind, DATABASE_SETTINGS.get(kind))
         if kind in DISK_MIB:
             self._disk = self._if_able(move_onto_disk, server, DISK_MIB[kind])
             self._unmount_in_the_end()
@@ -128,9 +140,8 @@ class World:
             self._stack.callback(self._disk.close)
 
     def _make_clocks(self, broker: str, database: str) -> Clocks:
-        if broker == "kafka":
-            raise UnableError("Kafka refuses messages from an hour ahead, and clocks stay there")
-        return Clocks(self._folder, one_machine=database == "sqlite")
+        bearable = AHEAD_ON_KAFKA if broker == "kafka" else None
+        return Clocks(self._folder, one_machine=database == "sqlite", bearable=bearable)
 
     def _proxy(self, name: str) -> Proxy:
         proxy = self.proxies[name] = Proxy(random.Random(f"{self._seed} proxy {name}"))
@@ -141,15 +152,24 @@ class World:
 
     def run(self, seconds: float) -> Result:
         """Let it all happen for *seconds*, heal everything, wait for rest, look."""
+        return self._play(self._chance, lambda _: threading.Event().wait(seconds))
+
+    def ambush(self, times: int) -> Result:
+        """As ``run``, but what happens is that so often all consumers are killed at their work."""
+        return self._play(self._ambush, lambda cast: cast.schedules[0].wait_for(times))
+
+    def _play(self, plot: Plot, wait: Callable[[Cast], object]) -> Result:
+        """Let the *plot* go on until *wait* returns."""
         mq = self._stack.enter_context(build(self.direct))
         self._make_tables()
         mq.declare()
-        cast = self._cast(mq)
+        cast = self._cast(mq, plot)
+        began = time.monotonic()
         with _watched(cast.lives), _under(cast.schedules):
-            threading.Event().wait(seconds)
-        return self._look(mq, cast)
+            wait(cast)
+        return self._look(mq, cast, time.monotonic() - began)
 
-    def _cast(self, mq: ReliableMQ) -> Cast:
+    def _cast(self, mq: ReliableMQ, plot: Plot) -> Cast:
         crew = Crew(self._arena, self._seed, self._clocks)
         self._stack.callback(crew.close)
         crew.start()
@@ -159,26 +179,36 @@ class World:
             crew=crew,
             rival=rival,
             lives=[Life(one.role, one.pid) for one in crew.members if one.spared],
-            schedules=[
-                Surroundings(self._seed, self._folder, self.servers, self.proxies, self._disk),
-                Ourselves(self._seed, self._folder, crew, rival, self._clocks),
-            ],
+            schedules=plot(crew, rival),
         )
 
-    def _look(self, mq: ReliableMQ, cast: Cast) -> Result:
+    def _chance(self, crew: Crew, rival: Rival) -> list[Schedule]:
+        return [
+            Surroundings(self._seed, self._folder, self.servers, self.proxies, self._disk),
+            Ourselves(self._seed, self._folder, crew, rival, self._clocks),
+        ]
+
+    def _ambush(self, crew: Crew, _: Rival) -> list[Schedule]:
+        return [Ambush(self._seed, self._folder, crew, self.servers["database"])]
+
+    def _look(self, mq: ReliableMQ, cast: Cast, lasted: float) -> Result:
         violations = [line for schedule in cast.schedules for line in schedule.violations]
         violations += cast.crew.stop("producer", "replayer")
         healed = time.monotonic()
-        self._settle(mq)
+        self._settle(mq, cast.schedules)
         settled = time.monotonic() - healed
         violations += cast.crew.stop("relay", "consumer")
         # Now, for what is delivered and not acknowledged goes back to the broker and shows there.
         findings = read(mq, self.direct)
         violations += findings.violations()
+        if EXACTLY in groups_of(self.direct):
+            bootstrap = f"127.0.0.1:{make_url(self.servers['broker'].url).port}"
+            violations += broken_promises(self.direct, bootstrap)
         violations += [line for life in cast.lives for line in life.violations()]
         return Result(
             findings=findings,
             violations=violations,
+            lasted=lasted,
             faults=sum((schedule.done for schedule in cast.schedules), Counter()),
             hits={name: proxy.hits for name, proxy in self.proxies.items()},
             rival=(cast.rival.locked, cast.rival.refused),
@@ -194,12 +224,16 @@ class World:
         texts = [log.read_text(errors="replace") for log in logs if log.exists()]
         return sum(text.count(refusal) for text in texts for refusal in FULL)
 
-    def _settle(self, mq: ReliableMQ) -> None:
+    def _settle(self, mq: ReliableMQ, schedules: list[Schedule]) -> None:
         """Wait until nothing waits and nothing is missing; the checks say what then still is."""
         deadline = time.monotonic() + SETTLE
         while time.monotonic() < deadline:
-            if not waiting(mq) and not missing(read(mq, self.direct).truth):
-                return
+            for schedule in schedules:
+                schedule.keep()
+            # Where the server of the tables has crashed just now: see Surroundings.keep.
+            with suppress(OperationalError):
+                if not waiting(mq) and not missing(read(mq, self.direct).truth):
+                    return
             threading.Event().wait(0.5)
         print(f"not at rest after {SETTLE:g} s: {mq.status()}")
 
@@ -213,7 +247,7 @@ class World:
         engine.dispose()
 
 
-_DATABASE = {"postgresql": {"max_wal_size": "96MB", "min_wal_size": "32MB"}}
+DATABASE_SETTINGS = {"postgresql": {"max_wal_size": "96MB", "min_wal_size": "32MB"}}
 """Settings with which the log of the database leaves room on a small disk."""
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import psycopg
 from sqlalchemy import Connection, event, insert, select, text
 from sqlalchemy.exc import OperationalError
 
@@ -269,6 +270,29 @@ def eventually(condition: Callable[[], object], what: str, *, timeout: float = D
 def execute(store: Store, statement: str, **values: Any) -> None:
     with store.transaction() as connection:
         connection.execute(text(statement), values)
+
+
+def watch_statements(store: Store, see: Callable[[Any, str, Any], None]) -> None:
+    """Call *see* with the driver's connection, the text and the parameters of each statement.
+
+    Those that go past SQLAlchemy included, as PostgreSQL's reads of the outbox do.
+    """
+    if store.dialect.name != "postgresql":
+
+        @event.listens_for(store.engine, "before_cursor_execute")
+        def executed(connection, cursor, statement, parameters, context, many):
+            see(connection.connection.driver_connection, statement, parameters)
+
+        return
+
+    class Watched(psycopg.Cursor):
+        def execute(self, query, params=None, **options):
+            see(self.connection, query, params)
+            return super().execute(query, params, **options)
+
+    @event.listens_for(store.engine, "checkout")
+    def watch(connection, record, proxy):
+        connection.cursor_factory = Watched
 
 
 def deadlocks(store: Store, verb: str, times: int) -> list[int]:

@@ -155,14 +155,14 @@ def test_trap_10_whatever_a_round_meets_does_not_end_the_loop(store, broker, mon
         MemoryError(),
         OperationalError("SELECT 'secret parameters'", {}, Exception("gone")),
     ]
-    real = relay._reader.read
+    real = relay._supply._reader.read
 
     def read(*arguments):
         if failures:
             raise failures.pop(0)
         return real(*arguments)
 
-    monkeypatch.setattr(relay._reader, "read", read)
+    monkeypatch.setattr(relay._supply._reader, "read", read)
     commit(store, message("m"))
     with running(relay) as (one,):
         broker.wait_for(lambda: broker.log == ["m"], "it never recovered")
@@ -181,7 +181,7 @@ def test_the_same_trouble_is_logged_once_in_a_while(sqlite_store, broker, monkey
         rounds.append(1)
         raise RuntimeError("again")
 
-    monkeypatch.setattr(relay._reader, "read", read)
+    monkeypatch.setattr(relay._supply._reader, "read", read)
     with running(relay):
         eventually(lambda: len(rounds) > 20, "it stopped")
     assert caplog.text.count("the relay waits: RuntimeError: again") == 1
@@ -366,13 +366,13 @@ def test_a_relay_holds_what_it_read_and_not_what_waits_behind_it(sqlite_store, m
 
     commit(sqlite_store, *(message(f"m{n}", f"k{n % 100}") for n in range(10_000)))
     relay = make_relay(sqlite_store, Counting(), batch_size=500)
-    real = relay._reader.read
+    real = relay._supply._reader.read
 
     def read(*arguments):
         rows = real(*arguments)
         found.append(len(rows))
         return rows
 
-    monkeypatch.setattr(relay._reader, "read", read)
+    monkeypatch.setattr(relay._supply._reader, "read", read)
     assert drain(relay) == 10_000
     assert (max(most), max(found)) == (500, 2000)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -251,6 +253,39 @@ def test_the_last_commit_before_the_end_has_its_hint(postgresql_url, hints):
         notifier.close()
         hints.wait(before + 1)
     store.dispose()
+
+
+_FORK = """
+import os, signal
+from reliable_mq.store import Store
+from reliable_mq.wakeup import Hints, Listener
+
+store = Store(database_url="postgresql://app@127.0.0.1:1/shop")
+hints, listener = Hints(store, "channel"), Listener(store, "channel", print)
+closed = Hints(store, "channel")
+closed.stop()
+with hints._guard, hints._due._cond, hints._closed._cond, listener._guard, listener._closed._cond:
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        hints.send("00")
+        listener.start()
+        listener.close()
+        hints.close()
+        os._exit(0 if closed._closed.is_set() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_a_process_forked_while_others_hold_the_locks_goes_on():
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _FORK],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_nothing_is_left_behind(postgresql_store, postgresql_url):

@@ -245,6 +245,17 @@ BUGS = (
         "test_an_idle_worker_takes_half_of_what_a_busy_one_has_not_begun",
     ),
     bug(
+        "what another worker takes away meanwhile is given back as well",
+        _SCHEDULER,
+        "        with self._changed:\n"
+        "            # Only here: until now another worker may have taken some of them away.\n"
+        "            unbegun = [(item, 0.0) for item in work.items if id(item) not in known]\n",
+        "        unbegun = [(item, 0.0) for item in work.items if id(item) not in known]\n"
+        "        with self._changed:\n",
+        "consumer/test_scheduler.py::"
+        "test_what_is_taken_from_a_worker_that_is_giving_up_just_then_has_one_worker[False]",
+    ),
+    bug(
         "a retry row is handled without a look at whether it is still there",
         _PROCESSOR,
         "        if isinstance(subject, Fresh) or self._at_most_once:",

@@ -71,10 +71,10 @@ BUGS = (
     bug(
         "the outbox is read on from the last id",
         _READING,
-        "            found.sort(key=itemgetter(_ID))\n",
-        "            last = getattr(self, '_last', 0)\n"
-        "            found = sorted((r for r in found if r[_ID] > last), key=itemgetter(_ID))\n"
-        "            self._last = max([last, *(r[_ID] for r in found)])\n",
+        "                found.sort(key=itemgetter(_ID))\n",
+        "                last = getattr(self, '_last', 0)\n"
+        "                found = sorted((r for r in found if r[_ID] > last), key=itemgetter(_ID))\n"
+        "                self._last = max([last, *(r[_ID] for r in found)])\n",
         "relay/test_order.py::"
         "test_an_unknown_outcome_is_sent_again_with_the_same_id_before_what_follows_it[sqlite]",
     ),
@@ -131,6 +131,44 @@ BUGS = (
         "readable.append((row, row.message()))",
         "readable.append((row, row.message()))\n                broken.add(row.key)",
         "relay/test_reading.py::test_trap_17_one_hot_key_fills_whole_batches[sqlite]",
+    ),
+    bug(
+        "what was read ahead is sent although a row before it was not",
+        _RELAY,
+        "if sent < len(rows) or stop.is_set()",
+        "if stop.is_set()",
+        "relay/test_ahead.py::"
+        "test_what_had_no_confirmation_is_sent_again_before_what_was_read_ahead_of_its_key"
+        "[postgresql]",
+        "relay/test_ahead.py::test_what_was_read_ahead_behind_a_refused_message_waits[postgresql]",
+        servers="postgresql",
+    ),
+    bug(
+        "what was read ahead is sent although the slots may have moved",
+        _RELAY,
+        "stop.is_set() or self._renewal_is_due():",
+        "stop.is_set():",
+        "relay/test_ahead.py::"
+        "test_what_was_read_ahead_is_dropped_where_the_slots_may_have_moved[postgresql]",
+        servers="postgresql",
+    ),
+    bug(
+        "a read ahead begins behind the last row in flight",
+        _READING,
+        "if row[_ID] not in in_flight.ids]",
+        "if row[_ID] > in_flight.last.get(row[_SLOT], _NONE)]",
+        "relay/test_ahead.py::"
+        "test_a_late_commit_with_a_lower_id_than_those_in_flight_is_sent_before_its_follower"
+        "[postgresql]",
+        servers="postgresql",
+    ),
+    bug(
+        "rows that are being settled are not told to be in flight",
+        _RELAY,
+        "InFlight.of([*self._settler.unsettled_rows(), *rows])",
+        "InFlight.of(rows)",
+        "relay/test_ahead.py::test_what_is_being_deleted_is_not_sent_again[postgresql]",
+        servers="postgresql",
     ),
     bug(
         "what was confirmed is not settled at the end",

@@ -7,7 +7,15 @@ import threading
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, bindparam, literal_column, select, text
+from sqlalchemy import (
+    Connection,
+    bindparam,
+    create_engine,
+    event,
+    literal_column,
+    select,
+    text,
+)
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import greenlet_spawn
 
@@ -22,7 +30,10 @@ DIVISION = Direct(_QUOTIENT, ["by"])
 
 
 @pytest.fixture(autouse=True)
-def _postgresql(bridge):
+def _postgresql(request):
+    if "bridge" not in request.fixturenames:
+        return
+    bridge = request.getfixturevalue("bridge")
     if bridge.store.dialect.name != "postgresql":
         pytest.skip("only PostgreSQL's claim goes past SQLAlchemy")
 
@@ -90,3 +101,28 @@ def test_a_cancelled_one_gives_its_connection_up(bridge):
 
 def _backend(connection: Connection) -> int:
     return int(connection.scalar(text("SELECT pg_backend_pid()")))
+
+
+def test_hooks_of_the_application_on_its_engine_see_statement_and_error(postgresql_url):
+    engine = create_engine(postgresql_url)
+    seen: list[str] = []
+    errors: list[str] = []
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def on_execute(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        seen.append(statement)
+
+    @event.listens_for(engine, "handle_error")
+    def on_error(context: Any) -> None:
+        errors.append(type(context.original_exception).__name__)
+        context.is_disconnect = True
+
+    with engine.connect() as connection:
+        assert tuple(DIVISION.fetch(connection, {"by": 5})) == (2, 5)
+        assert [tuple(row) for row in DIVISION.fetch_all(connection, {"by": 2})] == [(5, 2)]
+        with pytest.raises(DBAPIError):
+            DIVISION.fetch(connection, {"by": 0})
+        assert connection.invalidated
+    engine.dispose()
+    assert len(seen) == 3
+    assert errors == ["DivisionByZero"]

@@ -184,7 +184,8 @@ class PostgreSQL(StoreDialect):
 
 
 def _in_binary(connection: Connection, cursor: Any, *_: object) -> None:
-    cursor.format = 1  # psycopg.pq.Format.BINARY
+    if not isinstance(cursor, connection.dialect.loaded_dbapi.ClientCursor):  # It has text only.
+        cursor.format = 1  # psycopg.pq.Format.BINARY
 
 
 def _set_local(connection: Connection, limit: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Column, ColumnElement, LargeBinary, Text, cast, type_coerce
 
 from reliable_mq.errors import ReliableMQError
-from reliable_mq.message import HeaderValue, Message
+from reliable_mq.message import NO_HEADERS, HeaderValue, Message
 from reliable_mq.store.codec import EMPTY, unpack_headers
 from reliable_mq.store.store import Store
 from reliable_mq.store.times import from_micros
@@ -20,8 +20,6 @@ RowKey = tuple[str, bytes]
 
 _TOPIC, _KEY = 3, 4
 """Places of the columns in a row, as the reader selects them."""
-
-_NO_HEADERS: Mapping[str, HeaderValue] = MappingProxyType({})
 
 
 class UnreadableRowError(ReliableMQError):
@@ -46,24 +44,27 @@ class Outgoing:
     headers: bytes
     values: tuple[Any, Any, Any, Any]
     """Message id, topic, content type and time, as they came."""
+    made: Message | None = None
 
     def message(self) -> Message:
         """Return the message; raise :class:`UnreadableRowError` where there is none.
 
-        Made when it is published, not when it is read, so that few are alive at a time.
+        Made when it is first asked for.
         """
+        if self.made is None:
+            self.made = self._make()
+        return self.made
+
+    def _make(self) -> Message:
         id_, topic, content_type, time = self.values
-        packed = bytes(self.headers)
         try:
             return Message(
-                id=_text(id_),
-                topic=_text(topic),
+                id=id_ if type(id_) is str else _text(id_),
+                topic=topic if type(topic) is str else _text(topic),
                 key=None if self.key is None else self.key[1].decode(),
                 body=bytes(self.body),
-                headers=_NO_HEADERS
-                if packed == EMPTY
-                else MappingProxyType(unpack_headers(packed)),
-                content_type=None if content_type is None else _text(content_type),
+                headers=_headers(self.headers),
+                content_type=content_type if type(content_type) is str else _or_none(content_type),
                 time=from_micros(time),
             )
         except Exception as error:
@@ -112,6 +113,16 @@ def raw_text(store: Store, column: Column[Any]) -> ColumnElement[Any]:
 def shown(value: str | bytes) -> str:
     """Return what :func:`raw_text` brought as text for people, whatever the bytes are."""
     return value if isinstance(value, str) else bytes(value).decode(errors="replace")
+
+
+def _headers(packed: bytes) -> Mapping[str, HeaderValue]:
+    # Some drivers have types of their own for bytes.
+    packed = bytes(packed)
+    return NO_HEADERS if packed == EMPTY else MappingProxyType(unpack_headers(packed))
+
+
+def _or_none(value: str | bytes | None) -> str | None:
+    return None if value is None else _text(value)
 
 
 def _text(value: str | bytes) -> str:

@@ -10,7 +10,8 @@ key's beginning.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -38,21 +39,29 @@ from sqlalchemy import (
     tuple_,
     union_all,
 )
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.selectable import TypedReturnsRows
 
+from reliable_mq.store.dialects.base import is_ours
 from reliable_mq.store.direct import Direct, run
+from reliable_mq.store.outbox.in_flight import NOTHING_IN_FLIGHT, InFlight
 from reliable_mq.store.outbox.outgoing import Outgoing, RowKey, outgoing, raw_text, row_key
 from reliable_mq.store.store import Store
 from reliable_mq.store.tables import OUTBOX_SLOTS
 
-MAX_BYTES = 16 * 1024 * 1024
-"""Bytes of bodies and headers that one read holds at most, or one message where it is larger."""
+MAX_BYTES = 8 * 1024 * 1024
+"""Bytes of bodies and headers that one read holds at most, or one message where it is larger.
+
+The relay holds what two reads brought: what it sends, and what comes next."""
 
 _LEAST_OF_SLOT = 4
 """Rows asked of each slot where none has more; with fewer, short keys would take many reads."""
 
 _ID, _SLOT, _KEY, _SIZE, _BODY, _HEADERS = 0, 1, 4, 9, 10, 11
 """Places of the columns that are read here."""
+
+_NONE = -(2**62)
+"""Below every id."""
 
 _BEGIN = (
     "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; "
@@ -99,39 +108,45 @@ class Reader:
         self._inline = MAX_BYTES // self._asked
         self._slots: tuple[int, ...] = ()
         self._quotas: dict[int, int] = {}
+        self.left_some = False
+        """Whether more may be waiting than what the last read brought."""
         self._statements: dict[bool, TypedReturnsRows[Any]] = {}
         # Every message goes through it, and one that nothing else delays waits for it.
         self._direct: Direct | None = None
         dialect = store.engine.dialect
         self._on_psycopg = (dialect.name, dialect.driver) == ("postgresql", "psycopg")
 
-    def read(self, slots: Iterable[int], excluded: Excluded) -> list[Outgoing]:
+    def read(
+        self,
+        slots: Iterable[int],
+        excluded: Excluded,
+        in_flight: InFlight = NOTHING_IN_FLIGHT,
+    ) -> list[Outgoing]:
         """Return the first rows of *slots* that may be sent, in the order of their ids.
 
-        Left out are rows behind a held one of their key and what is *excluded*. A key's rows are
-        complete up to the last one returned, as far as transactions had committed.
+        Left out are rows behind a held one of their key, what is *excluded*, and what is
+        *in_flight*. A key's other rows are complete up to the last one returned, as far as
+        transactions had committed.
         """
         self._set_slots(tuple(sorted(slots)))
         if not self._slots:
             return []
         with self._store.engine.connect() as connection:
-            on_postgresql = self._store.dialect.name == "postgresql"
-            if on_postgresql:
-                connection.execution_options(isolation_level="AUTOCOMMIT")
-                run(connection, _BEGIN)
-            found = list(self._found(connection, excluded))
-            found.sort(key=itemgetter(_ID))
-            self._share(Counter(map(itemgetter(_SLOT), found)))
-            complete = self._complete(connection, found[: self._rows])
-            # Not a ROLLBACK: after one psycopg forgets the statement that it has prepared.
-            if on_postgresql:
-                run(connection, "COMMIT")
+            with _snapshot(connection):
+                found = self._found(connection, excluded, in_flight)
+                found = [row for row in found if row[_ID] not in in_flight.ids]
+                found.sort(key=itemgetter(_ID))
+                self._share(Counter(map(itemgetter(_SLOT), found)))
+                complete = self._complete(connection, found[: self._rows])
+            self.left_some |= len(complete) < len(found)
             connection.commit()
             return complete
 
-    def _found(self, connection: Connection, excluded: Excluded) -> Sequence[Sequence[Any]]:
-        values = self._with(excluded)
-        if not excluded and self._on_psycopg:
+    def _found(
+        self, connection: Connection, excluded: Excluded, in_flight: InFlight
+    ) -> Sequence[Sequence[Any]]:
+        values = self._with(excluded, in_flight)
+        if not excluded and self._on_psycopg and is_ours(connection):
             if self._direct is None:
                 self._direct = Direct(self._lateral(False), values)
             return self._direct.fetch_all(connection, values)
@@ -147,18 +162,27 @@ class Reader:
             self._quotas = fair_quotas(slots, {}, {}, self._asked)
 
     def _share(self, found: Mapping[int, int]) -> None:
+        self.left_some = any(count >= self._quotas[slot] for slot, count in found.items())
         self._quotas = fair_quotas(self._slots, self._quotas, found, self._asked)
 
-    def _with(self, excluded: Excluded) -> dict[str, Any]:
-        shares = self._share_parameters()
-        return {**shares, **excluded.parameters()} if excluded else shares
+    def _with(self, excluded: Excluded, in_flight: InFlight) -> dict[str, Any]:
+        values = {"inline": self._inline, **self._share_parameters(in_flight)}
+        return {**values, **excluded.parameters()} if excluded else values
 
-    def _share_parameters(self) -> dict[str, Any]:
-        if self._store.dialect.name == "postgresql":
-            return {"slots": list(self._slots), "quotas": [self._quotas[s] for s in self._slots]}
+    def _share_parameters(self, in_flight: InFlight) -> dict[str, Any]:
         if self._store.dialect.name == "sqlite":
-            return {"slots": list(self._slots), "quota": self._rows}
-        return {f"quota_{slot}": quota for slot, quota in self._quotas.items()}
+            quota = self._rows + len(in_flight.ids)
+            return {"slots": list(self._slots), "quota": quota, "after": _NONE}
+        slots = self._slots
+        quotas = [self._quotas[slot] + in_flight.counts.get(slot, 0) for slot in slots]
+        after = [in_flight.last.get(slot, _NONE) for slot in slots]
+        if self._store.dialect.name == "postgresql":
+            return {"slots": list(slots), "quotas": quotas, "after": after}
+        return {
+            name: value
+            for slot, quota, last in zip(slots, quotas, after, strict=True)
+            for name, value in ((f"quota_{slot}", quota), (f"after_{slot}", last))
+        }
 
     # --- the statement ---------------------------------------------------------------------------
 
@@ -176,15 +200,22 @@ class Reader:
             func.unnest(
                 bindparam("slots", type_=ARRAY(SmallInteger)),
                 bindparam("quotas", type_=ARRAY(Integer)),
+                bindparam("after", type_=ARRAY(BigInteger)),
             )
-            .table_valued(Column("slot", SmallInteger), Column("quota", Integer), name="shares")
+            .table_valued(
+                Column("slot", SmallInteger),
+                Column("quota", Integer),
+                Column("after", BigInteger),
+                name="shares",
+            )
             .render_derived()
         )
         c = self._outbox.c
         # Not "=": of one slot the index of the ids would be in order too. Where few slots have
         # rows PostgreSQL takes that one, and walks through the whole outbox for each slot.
         is_slot = and_(c.slot >= shares.c.slot, c.slot <= shares.c.slot)
-        of_slot = self._of_slot(is_slot, shares.c.quota, excluding).lateral("o")
+        share = (shares.c.quota, shares.c.after)
+        of_slot = self._of_slot(is_slot, *share, excluding).lateral("o")
         return select(of_slot).select_from(shares).join(of_slot, true())
 
     def _union(self, excluding: bool) -> TypedReturnsRows[Any]:
@@ -193,6 +224,7 @@ class Reader:
             self._of_slot(
                 self._outbox.c.slot == literal(slot),
                 bindparam(f"quota_{slot}", type_=Integer),
+                bindparam(f"after_{slot}", type_=BigInteger),
                 excluding,
             )
             for slot in self._slots
@@ -207,24 +239,30 @@ class Reader:
         """
         outbox = self._outbox
         of_ours = (outbox.c.slot + 0).in_(bindparam("slots", expanding=True))
-        statement = self._ready(excluding).where(of_ours)
+        after = bindparam("after", type_=BigInteger)
+        statement = self._ready(after, excluding).where(of_ours)
         return statement.order_by(outbox.c.id).limit(bindparam("quota", type_=Integer))
 
     def _of_slot(
-        self, is_slot: ColumnElement[bool], quota: ColumnElement[int], excluding: bool
+        self,
+        is_slot: ColumnElement[bool],
+        quota: ColumnElement[int],
+        after: ColumnElement[int],
+        excluding: bool,
     ) -> Select[Any]:
         outbox = self._outbox
-        statement = self._ready(excluding).where(is_slot)
+        statement = self._ready(after, excluding).where(is_slot)
         return statement.order_by(outbox.c.slot, outbox.c.id).limit(quota)
 
-    def _ready(self, excluding: bool) -> Select[Any]:
-        statement = select(*self._columns()).where(not_held(self._store))
+    def _ready(self, after: ColumnElement[int], excluding: bool) -> Select[Any]:
+        statement = select(*self._columns(after)).where(not_held(self._store))
         return statement.where(*not_excluded(self._outbox)) if excluding else statement
 
-    def _columns(self) -> list[ColumnElement[Any]]:
+    def _columns(self, after: ColumnElement[int]) -> list[ColumnElement[Any]]:
         c = self._outbox.c
         size = self._bytes(c.body) + self._bytes(c.headers)
-        small = size <= self._inline
+        # Up to the last in flight nearly all are in flight; of the others bodies are fetched.
+        small = and_(size <= bindparam("inline", type_=Integer), c.id > after)
         return [
             c.id,
             c.slot,
@@ -268,6 +306,32 @@ class Reader:
         c = self._outbox.c
         found = connection.execute(select(c.id, c.body, c.headers).where(c.id.in_(ids)))
         return {row.id: (row.body, row.headers) for row in found}
+
+
+@contextmanager
+def _snapshot(connection: Connection) -> Iterator[None]:
+    """Read inside the block in one transaction: on PostgreSQL one that takes two round trips."""
+    if connection.dialect.name != "postgresql":
+        yield
+        return
+    connection.execution_options(isolation_level="AUTOCOMMIT")
+    try:
+        run(connection, _BEGIN)
+        yield
+        # Not a ROLLBACK: after one psycopg forgets the statement that it has prepared.
+        run(connection, "COMMIT")
+    except BaseException:
+        _undo(connection)
+        raise
+
+
+def _undo(connection: Connection) -> None:
+    """End a transaction that nobody else ends: in AUTOCOMMIT SQLAlchemy knows of none."""
+    if not connection.invalidated:
+        try:
+            run(connection, "ROLLBACK")
+        except DBAPIError as error:
+            connection.invalidate(error)
 
 
 # --- conditions that the relay's read and the count of what is sendable share --------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
@@ -11,9 +12,12 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
+    Table,
+    Text,
     any_,
     bindparam,
     case,
+    cast,
     delete,
     func,
     insert,
@@ -21,11 +25,11 @@ from sqlalchemy import (
     null,
     or_,
     select,
-    text,
     update,
 )
 
 from reliable_mq.crashpoints import crash_point
+from reliable_mq.store.direct import Direct
 from reliable_mq.store.leases import LeaseSet
 from reliable_mq.store.outbox.outgoing import Outgoing, RowKey
 from reliable_mq.store.outbox.reading import Excluded, not_excluded, not_held
@@ -43,8 +47,6 @@ UNCONFIRMED = "unconfirmed: "
 _NO_ROUTE_AT_ALL = "unroutable%"
 _COUNTED = 1000
 _WAITS_LISTED = 100
-
-_NO_SCAN = text("SELECT set_config('enable_seqscan', 'off', true)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +157,16 @@ def _delete(store: Store, connection: Connection, ids: Sequence[int]) -> None:
     if store.dialect.name != "postgresql":
         connection.execute(delete(outbox).where(outbox.c.id.in_(ids)))
         return
-    # One array instead of hundreds of parameters; and a plan that was prepared while the table
-    # was small must not scan it when it is not.
-    connection.execute(_NO_SCAN)
-    array = bindparam("ids", type_=ARRAY(BigInteger))
-    connection.execute(delete(outbox).where(outbox.c.id == any_(array)), {"ids": list(ids)})
+    # A plan that was prepared while the table was small must not scan it when it is not.
+    connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+    _deletion(outbox).execute(connection, [{"ids": f"{{{','.join(map(str, ids))}}}"}])
+
+
+@lru_cache(maxsize=16)
+def _deletion(outbox: Table) -> Direct:
+    """Return PostgreSQL's DELETE of many rows; the ids as text, for drivers are slow at lists."""
+    ids = cast(bindparam("ids", type_=Text), ARRAY(BigInteger))
+    return Direct(delete(outbox).where(outbox.c.id == any_(ids)), ["ids"])
 
 
 def _note(store: Store, connection: Connection, later: Iterable[Later]) -> None:

@@ -15,7 +15,8 @@ from reliable_mq.testing.contract.base import fresh_name
 from reliable_mq_kafka import open_adapter
 from reliable_mq_kafka.adapter import KafkaAdapter
 from tests.adapters.kafka.secure import SecureKafka
-from tests.brokers import Kafka, ServerMissing, variable
+from tests.brokers import Kafka, variable
+from tests.conftest import started
 
 GROUP = "billing"
 
@@ -148,18 +149,6 @@ def committed(kafka_url: str, resources: ExitStack) -> Committed:
             consumer.close()
 
     return look
-
-
-def started(request: pytest.FixtureRequest, server: Kafka) -> Iterator[Kafka]:
-    """A server for one module; skips or fails where Kafka is missing."""
-    try:
-        server.start()
-    except ServerMissing as error:
-        if request.config.getoption("--require-brokers"):
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
-    yield server
-    server.stop()
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.adapters.kafka.conftest import started
 from tests.adapters.kafka.copying import PATIENT, Copying, Program
 from tests.brokers import Kafka, variable
+from tests.conftest import started
 from tests.e2e.waiting import until
 
 QUICK = {"transaction.abort.timed.out.transaction.cleanup.interval.ms": "500"}

@@ -16,8 +16,8 @@ from tests.adapters.rabbitmq.certificates import (
     needs_openssl,
     tls_settings,
 )
-from tests.adapters.rabbitmq.servers import started
 from tests.brokers import RabbitMQ, variable
+from tests.conftest import started
 
 Opened = Callable[..., Adapter]
 

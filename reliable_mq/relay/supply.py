@@ -1,0 +1,82 @@
+"""What the relay sends next: read when it is asked for, or beside the publishing before it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+
+from reliable_mq.relay.beside import beside
+from reliable_mq.store import Store
+from reliable_mq.store.outbox.in_flight import InFlight
+from reliable_mq.store.outbox.outgoing import Outgoing, UnreadableRowError
+from reliable_mq.store.outbox.reading import Excluded, Reader
+
+log = logging.getLogger("reliable_mq")
+
+
+class Supply:
+    """Reads the outbox, also ahead. Used by one thread.
+
+    What is read ahead is what a read at its end would bring, had all that was in flight been sent
+    by then: of a key it has everything that is not in flight, from the beginning. So it may be
+    taken only if all of that *was* sent and the slots were ours all the while; otherwise it is to
+    be dropped, for it may have a row whose predecessor is still in the outbox. Only one read is
+    ahead, so two reads' rows are held at most.
+    """
+
+    def __init__(self, store: Store, *, rows: int) -> None:
+        self._reader = Reader(store, rows=rows)
+        # There a reader and a writer only get into each other's way.
+        self._can_be_beside = store.dialect.name != "sqlite"
+        self._is_beside = False
+        self._ahead: Future[list[Outgoing]] | None = None
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Inside the block read ahead on other threads."""
+        self._is_beside = self._can_be_beside
+        try:
+            yield
+        finally:
+            self._is_beside = False
+            if self._ahead is not None and (error := self._ahead.exception()) is not None:
+                log.debug("what nobody needs any more could not be read: %r", error)
+            self._ahead = None
+
+    @property
+    def can_go_ahead(self) -> bool:
+        """Tell whether it is of use to :meth:`go_ahead` now: more waits than the last read had."""
+        return self._is_beside and self._ahead is None and self._reader.left_some
+
+    def read(self, slots: Sequence[int], excluded: Excluded) -> list[Outgoing]:
+        """Return what may be sent now. Raises the database's error.
+
+        To be called when everything that was sent is settled.
+        """
+        self.drop()
+        return self._reader.read(slots, excluded)
+
+    def go_ahead(self, slots: Sequence[int], excluded: Excluded, in_flight: InFlight) -> None:
+        """Begin to read what follows the rows *in_flight*: all that are not settled for certain."""
+        self._ahead = beside(
+            lambda: _prepared(self._reader.read(slots, excluded, in_flight)), "reliable-mq-read"
+        )
+
+    def take(self) -> list[Outgoing]:
+        """Return what was read ahead, or nothing. Raises the database's error."""
+        ahead, self._ahead = self._ahead, None
+        return [] if ahead is None else ahead.result()
+
+    def drop(self) -> None:
+        """Forget what was read ahead; wait for the end of that. Raises the database's error."""
+        self.take()
+
+
+def _prepared(rows: list[Outgoing]) -> list[Outgoing]:
+    """Return *rows* with their messages made: there is time for that while others are sent."""
+    for row in rows:
+        with suppress(UnreadableRowError):  # Raised again where the message is wanted.
+            row.message()
+    return rows
