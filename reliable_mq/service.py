@@ -317,14 +317,18 @@ class Service:
             pause.wait(_CHECK)
 
     def _left(self) -> list[str]:
-        left: list[str] = []
-        if self.relay is not None and (sendable := self.relay.sendable()):
-            left.append(f"{sendable} messages in the outbox")
+        left = self._left_in_outbox()
         for consumer in self.consumers:
             left.extend(self._left_of(consumer))
-        if not left and self.relay is not None and self.relay.sendable():
-            left.append("messages in the outbox")  # a handler published meanwhile
-        return left
+        return left or self._left_in_outbox()  # a handler may have published meanwhile
+
+    def _left_in_outbox(self) -> list[str]:
+        if self.relay is None:
+            return []
+        # In this order: what is committed between the two is not counted by the relay yet.
+        if count := self.relay.sendable() or self.relay.unsettled:
+            return [f"{count} messages in the outbox"]
+        return []
 
     def _left_of(self, consumer: GroupConsumer) -> list[str]:
         topic, group = consumer.spec.topic, consumer.spec.group

@@ -129,6 +129,11 @@ class Relay:
         return self._settler.sent
 
     @property
+    def unsettled(self) -> int:
+        """How many messages are confirmed, and not yet counted by :attr:`sent`."""
+        return self._settler.unsettled
+
+    @property
     def healthy(self) -> bool:
         """Tell whether database and broker answered when they were last asked."""
         return self._failures == 0 and self._outages == 0
@@ -230,7 +235,7 @@ class Relay:
         except Exception as error:  # noqa: BLE001 - the end must come; leases expire by themselves
             log.warning(
                 "the relay ends without the database: %d confirmed messages will be sent again: %s",
-                self._settler.unsettled,
+                self.unsettled,
                 cause_of(error, _CAUSE_BYTES),
             )
         self._renew_at = float("-inf")

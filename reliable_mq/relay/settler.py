@@ -41,8 +41,11 @@ class Settler:
 
     @property
     def unsettled(self) -> int:
-        """How many confirmed messages still have their row: if we end now, they are sent again."""
-        return sum(len(verdict.sent) for verdict in self._unsettled)
+        """How many confirmed messages may still have their row; :attr:`sent` has none of them.
+
+        If we end now, they may be sent again. May be asked by any thread.
+        """
+        return sum(len(verdict.sent) for verdict in tuple(self._unsettled))
 
     def unsettled_rows(self) -> list[Outgoing]:
         """Return the confirmed rows that are not known to be deleted; of these a few may be."""

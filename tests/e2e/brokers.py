@@ -12,7 +12,9 @@ from urllib.parse import urlsplit
 from sqlalchemy import create_engine, text
 
 KINDS = ("sql", "rabbitmq", "redis", "kafka")
-_QUICK = {"rabbitmq": "?heartbeat=1", "kafka": "?session_timeout=1.5&connect_timeout=2"}
+_QUICK = {"rabbitmq": "?heartbeat=4", "kafka": "?session_timeout=1.5&connect_timeout=2"}
+"""RabbitMQ ends a connection that is silent for two heartbeats: no fewer seconds than a process may
+stand still for on a crowded machine (with heartbeat=1, declare() met that in a run of CI)."""
 
 Headers = Sequence[tuple[str, bytes]]
 
