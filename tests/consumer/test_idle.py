@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from reliable_mq import ReliableMQ, Settings
 from reliable_mq.relay import settler
 from reliable_mq.relay.relay import Relay
+from reliable_mq.store.outbox import sending
 
 
 def test_what_is_deleted_and_not_counted_yet_is_waited_for(
@@ -18,7 +20,7 @@ def test_what_is_deleted_and_not_counted_yet_is_waited_for(
     """The relay counts after its commit; whoever looks between the two sees an empty outbox."""
     looks: list[int] = []
     enough = threading.Event()
-    sendable, settle = Relay.sendable, settler.settle
+    sendable, settle = Relay.sendable, sending.settle
 
     def looked(relay: Relay) -> int:
         count = sendable(relay)
@@ -28,8 +30,8 @@ def test_what_is_deleted_and_not_counted_yet_is_waited_for(
                 enough.set()
         return count
 
-    def slow(*arguments: object) -> None:
-        settle(*arguments)  # type: ignore[arg-type]
+    def slow(*arguments: Any) -> None:
+        settle(*arguments)
         enough.wait(10)  # without the check for this nobody looks that often, and nobody waits
 
     monkeypatch.setattr(Relay, "sendable", looked)
