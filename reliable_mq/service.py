@@ -189,7 +189,7 @@ class Service:
             return True
         if not isinstance(error, DBAPIError) or _LOGIN_REFUSED.search(str(error.orig)):
             return False
-        return self._runtime.store.dialect.classify(error) in (Trouble.GONE, Trouble.BUSY)
+        return self._runtime.store.dialect.classify(error) is not Trouble.OTHER
 
     def _start_later(self, declare: Callable[[], None]) -> None:
         while not self._stop.wait(_START_EVERY):

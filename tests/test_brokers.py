@@ -30,6 +30,7 @@ from tests.brokers import (
     server,
 )
 from tests.brokers.guard import born, family
+from tests.brokers.kafka.distribution import Distribution
 from tests.conftest import OwnServer
 
 ROOT = Path(__file__).parent.parent
@@ -318,3 +319,19 @@ def test_redis_databases_are_empty_whatever_an_earlier_test_left(redis_server: S
 
 def test_unique_names_fit_topics_groups_and_databases(unique: str) -> None:
     assert re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", unique)
+
+
+@pytest.mark.timeout(30)
+def test_what_kafka_needs_may_need_something_else_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine where nothing is fetched yet the first start needs the jars in mid-format."""
+    monkeypatch.setenv("RMQ_TEST_CACHE", str(tmp_path))
+    kafka = Distribution()
+
+    def make(place: Path) -> None:
+        kafka.once(kafka.folder / "lib", Path.mkdir)
+        place.mkdir()
+
+    kafka.once(kafka.formatted, make)
+    assert {path.name for path in kafka.folder.iterdir() if path.is_dir()} == {"lib", "formatted"}

@@ -19,6 +19,8 @@ from sqlalchemy.engine import ExceptionContext
 from reliable_mq.errors import ReliableMQError
 from reliable_mq.store.dialects import StoreDialect, Trouble
 
+_OF_ONE_STATEMENT = (Trouble.FULL, Trouble.OTHER)
+
 
 class TransactionLostError(ReliableMQError):
     """The handler returned, but its transaction had failed or ended before; nothing is kept."""
@@ -41,7 +43,7 @@ class Guard:
         if isinstance(error, TransactionLostError):
             return  # our own refusal: nothing ran
         trouble = self._dialect.classify(error, connection)
-        if trouble is Trouble.OTHER and connection.in_nested_transaction():
+        if trouble in _OF_ONE_STATEMENT and connection.in_nested_transaction():
             return  # the savepoint's ROLLBACK undoes it, or its RELEASE fails in turn
         if self.error is None:
             self.error = error

@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("reliable_mq")
 
 MAX_COLLISIONS = 20
-"""Deadlocks, lost connections and the like in a row, inside the handler, before one counts."""
+"""Deadlocks, lost connections, full disks in a row, inside the handler, before one counts."""
+
+_NOBODYS_FAULT = (Trouble.BUSY, Trouble.GONE, Trouble.FULL)
 
 STORE_DOWN_DELAY = 1.0
 
@@ -269,10 +271,10 @@ class Processor(Caller):
             return self._store_failed(error, trouble)
         if progress.stage is _Stage.SETTLE and trouble in (None, Trouble.OTHER):
             return self._store_failed(error, trouble)
-        if trouble in (Trouble.BUSY, Trouble.GONE) and self._may_collide(subject):
-            if trouble is Trouble.GONE:
-                return self._store_failed(error, trouble)
-            return Again(min(1.0, 0.01 * 2**subject.collisions))
+        if trouble in _NOBODYS_FAULT and self._may_collide(subject):
+            if trouble is Trouble.BUSY:
+                return Again(min(1.0, 0.01 * 2**subject.collisions))
+            return self._store_failed(error, trouble)
         subject.collisions = 0
         number = subject.made + tries
         cause = cause_of(error, self._cause_bytes)

@@ -30,7 +30,6 @@ from tests.nemesis.faults import Surroundings
 from tests.nemesis.truth import Findings, read
 from tests.nemesis.unable import UnableError
 from tests.nemesis.world import DATABASE_SETTINGS, DISK_MIB
-from tests.sweep import application as sweep
 from tests.sweep.application import History, Job, metadata
 
 DEADLINE = 60.0
@@ -292,17 +291,3 @@ def test_what_may_have_been_discarded_may_have_been_handled_as_well(arena: Arena
     others = tuple(group for group in GROUPS if group != "batch")
     assert found(arena, handled=others).violations() == []
     assert found(arena, handled=("batch",)).violations() == []
-
-
-def test_a_grave_that_could_not_be_noted_counts_all_the_same(
-    arena: Arena, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "no space left")
-
-    monkeypatch.setattr(sweep, "_leave", refuse)
-    topic = f"{arena.cell}.ordered.dlq"
-    with build(arena) as mq, mq.running():
-        mq.publish_direct(topic, Job(number=1, fails=0))
-        until(lambda: mq.dead_letters(topic, "graves"), "a dead letter of those who look on")
-        assert read(mq, arena).truth.graves == [1]

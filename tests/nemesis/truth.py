@@ -52,14 +52,6 @@ class Findings:
             yield f"I3: nobody published {sorted(unknown)}"
 
 
-LOOKING_ON = (
-    ("ordered.dlq", "graves", "graves"),
-    ("out", "reader", EXACTLY),
-    (f"{EXACTLY}.dlq", "exact-graves", "exact-graves"),
-)
-"""By topic and name the groups that look on, and what their effects are noted as."""
-
-
 def waiting(mq: ReliableMQ) -> int:
     """Return how many messages are not where they end; a lag that is not told counts as one."""
     status = mq.status()
@@ -74,8 +66,6 @@ def read(mq: ReliableMQ, arena: Arena) -> Findings:
     lines = _by_kind(Path(arena.folder))
     jobs = {job["number"]: Job(**job) for line in lines["invoke"] for job in line["jobs"]}
     effects = _effects(mq, arena)
-    for what, number in _unread(mq, arena):
-        effects[what].append(number)
     for line in lines["done"]:
         effects["least"].append(line["number"])
     groups = groups_of(arena)
@@ -210,16 +200,6 @@ def _effects(mq: ReliableMQ, arena: Arena) -> dict[str, list[int]]:
         for group, number in connection.execute(query.order_by(table.id)):
             found[group].append(number)
     return found
-
-
-def _unread(mq: ReliableMQ, arena: Arena) -> Iterator[tuple[str, int]]:
-    """Give what those groups could not note that only look at what comes out of the others.
-
-    A full disk may last longer than their attempts, and then they have had it all the same.
-    """
-    for topic, group, what in LOOKING_ON:
-        for letter in mq.dead_letters(f"{arena.cell}.{topic}", group=group, limit=MANY):
-            yield what, number_of(letter.message.body)
 
 
 def _letters(mq: ReliableMQ, arena: Arena, groups: Iterable[str]) -> dict[str, list[Letter]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, create_engine, event, func, insert, select, text
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from reliable_mq.errors import ConfigurationError
 from reliable_mq.store import Store
@@ -16,6 +16,7 @@ from reliable_mq.store.dialects import Trouble, dialect_of
 from reliable_mq.store.dialects.sqlite import in_transaction
 from tests.store.claims import claim, in_begun, on_servers, row, wait_until
 from tests.store.conftest import Bridge
+from tests.store.full import overfill, prepare
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -240,6 +241,34 @@ def test_a_deadlock_is_to_be_run_again(bridge):
     bridge.run(half, bridge.engine, "a", "b")
     other.join()
     assert troubles == [Trouble.BUSY]
+
+
+def test_what_found_no_room_on_the_disk_is_full(bridge):
+    def run() -> Any:
+        prepare(bridge.engine)
+        with bridge.engine.connect() as connection:
+            with pytest.raises(DBAPIError) as caught:
+                overfill(connection)
+            return bridge.store.dialect.classify(caught.value, connection)
+
+    assert bridge.run(run) is Trouble.FULL
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (1021, "Disk full (/tmp/x); waiting for someone to free some space..."),
+        (1026, 'Error writing file x (errno: 28 "No space left on device")'),
+        (1030, "Got error 28 from storage engine"),
+    ],
+)
+def test_mariadb_says_in_several_ways_that_the_disk_is_full(code, said):
+    def failed(*arguments: object) -> DBAPIError:
+        return OperationalError("INSERT", {}, Exception(*arguments))
+
+    dialect = dialect_of("mysql")
+    assert dialect.classify(failed(code, said)) is Trouble.FULL
+    assert dialect.classify(failed(1030, "Got error 128 from storage engine")) is Trouble.OTHER
 
 
 @on_servers

@@ -63,6 +63,8 @@ class Trouble(Enum):
     """The database ended the transaction because it was silent for too long."""
     GONE = "gone"
     """The connection is lost; whether a COMMIT under way took effect is unknown."""
+    FULL = "full"
+    """There is no room left on the disk: the statement did nothing, and may when there is."""
     OTHER = "other"
     """Anything else: the statement's own fault."""
 

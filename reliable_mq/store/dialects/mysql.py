@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -47,6 +48,8 @@ _BUSY = {
 }
 _IDLE = {1927, 4031}  # connection was killed (idle_transaction_timeout); disconnected by inactivity
 _GONE = {1040, 1053, 1152, 1158, 1159, 1160, 1161, 1184, 2002, 2003, 2006, 2013, 2055}
+_FULL = {1021, 1114}  # disk full; table full, which a storage engine says instead
+_NO_SPACE = re.compile(r"\b(?:error|errno):? 28\b")  # ENOSPC, inside of various errors
 _MISSING = {1049, 1146}  # unknown database, no such table
 _LIMIT = "reliable_mq_idle_limit"
 _LIMIT_BEFORE = "reliable_mq_idle_before"
@@ -163,6 +166,8 @@ class MySQL(StoreDialect):
             return Trouble.IDLE
         if code in _GONE or isinstance(error, InterfaceError | OSError) or _invalidates(error):
             return Trouble.IDLE if self._has_idled(connection) else Trouble.GONE
+        if code in _FULL or (code is not None and _NO_SPACE.search(str(driver_error(error)))):
+            return Trouble.FULL
         return Trouble.OTHER
 
     def _has_idled(self, connection: Connection | None) -> bool:

@@ -46,6 +46,7 @@ _BUSY = {
 _IDLE = {"25P03", "25P04"}  # idle_in_transaction_session_timeout, transaction_timeout
 _GONE = {"53300"}  # too_many_connections
 _GONE_CLASSES = ("08", "57P")  # connection exceptions, operator intervention
+_FULL = "53100"  # disk_full
 _MISSING = {"42P01", "3F000"}  # undefined_table, invalid_schema_name
 
 _SCHEMA_LOCK = 7307218391044825458  # any number, the same in every process
@@ -148,6 +149,8 @@ class PostgreSQL(StoreDialect):
         # asyncpg reports a lost connection, with the server's last word as its cause.
         if not _IDLE.isdisjoint(states):
             return Trouble.IDLE
+        if state == _FULL:
+            return Trouble.FULL
         if state is not None:
             lost = state in _GONE or state.startswith(_GONE_CLASSES)
             return Trouble.GONE if lost else Trouble.OTHER

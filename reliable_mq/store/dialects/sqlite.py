@@ -21,6 +21,7 @@ from reliable_mq.store.dialects.fairness import FairLock, begin_immediate, hold
 from reliable_mq.store.urls import identity_of, is_memory
 
 _BUSY_TEXTS = ("database is locked", "database table is locked", "database schema is locked")
+_FULL_TEXT = "database or disk is full"
 
 # julianday is the finest clock that versions before 3.42 have: milliseconds.
 _NOW: ColumnElement[int] = literal_column(
@@ -92,6 +93,8 @@ class SQLite(StoreDialect):
         text = str(driver_error(error))
         if isinstance(error, OperationalError) and text.startswith(_BUSY_TEXTS):
             return Trouble.BUSY
+        if isinstance(error, OperationalError) and text == _FULL_TEXT:
+            return Trouble.FULL
         if isinstance(error, DBAPIError) and error.connection_invalidated:
             return Trouble.GONE
         return Trouble.OTHER

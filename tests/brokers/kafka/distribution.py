@@ -52,11 +52,11 @@ class Distribution:
     def once(self, wanted: Path, make: Callable[[Path], None]) -> None:
         """Runs ``make(place)`` unless ``wanted`` exists, then renames ``place`` to it.
 
-        Atomic, and only one process at a time does it.
+        Atomic, and only one process at a time does it. ``make`` may need other things made.
         """
         if wanted.exists():
             return
-        with self._locked():
+        with self._locked(wanted.name):
             if wanted.exists():
                 return
             with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
@@ -85,9 +85,10 @@ class Distribution:
             raise ServerFailed(f"Maven could not fetch Kafka's jars:\n{done.stdout}\n{done.stderr}")
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self, what: str) -> Iterator[None]:
+        # A lock for each: one for all would be waited for by who holds it.
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as lock:
+        with (self.folder / f"{what}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
