@@ -23,8 +23,13 @@ _TOPIC = re.compile(r"[A-Za-z0-9._-]+")
 _GROUP = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 
+def plain(text: str) -> str:
+    """Return *text* as ``str`` and no kind of it: a member of an Enum shows its own name."""
+    return str.__str__(text)
+
+
 def check_topic(name: str) -> str:
-    """Return *name*, or raise :class:`ConfigurationError` that says what a topic may be."""
+    """Return *name*, plain, or raise :class:`ConfigurationError` that says what a topic may be."""
     if not _matches(_TOPIC, name) or name in {".", ".."}:
         raise ConfigurationError(
             f"topic {_shown(name)} is not valid: use letters, digits, '.', '_' and '-'"
@@ -33,11 +38,11 @@ def check_topic(name: str) -> str:
         raise ConfigurationError(
             f"topic {_shown(name)} has {len(name)} characters; the limit is {MAX_TOPIC}"
         )
-    return name
+    return plain(name)
 
 
 def check_group(name: str) -> str:
-    """Return *name*, or raise :class:`ConfigurationError` that says what a group may be.
+    """Return *name*, plain, or raise :class:`ConfigurationError` that says what a group may be.
 
     A group has no dot, so that names derived from topic and group cannot collide.
     """
@@ -46,7 +51,7 @@ def check_group(name: str) -> str:
             f"group {_shown(name)} is not valid: start with a letter or '_', then letters, "
             f"digits, '_' and '-', {MAX_GROUP} characters at most"
         )
-    return name
+    return plain(name)
 
 
 def _matches(pattern: re.Pattern[str], name: object) -> bool:

@@ -32,6 +32,7 @@ from reliable_mq.names import (
     MAX_MESSAGE_ID_BYTES,
     check_topic,
     has_control_characters,
+    plain,
 )
 from reliable_mq.wire import (
     MAX_CONTENT_TYPE_BYTES,
@@ -72,7 +73,7 @@ def build_message(
 
     Raises :class:`InvalidMessageError`; :class:`ConfigurationError` for a topic that cannot be.
     """
-    check_topic(topic)
+    topic = check_topic(topic)
     body, natural_type = _encode(topic, payload, payload_type)
     if len(body) > max_message_bytes:
         raise InvalidMessageError(
@@ -204,7 +205,7 @@ def _content_type(value: str) -> str:
 
 
 def _identifier(what: str, value: str, limit: int) -> str:
-    """Return *value*, text of 1 to *limit* bytes that every broker and database keeps as it is."""
+    """Return *value* plain: 1 to *limit* bytes that every broker and database keeps as they are."""
     if not isinstance(value, str):
         raise InvalidMessageError(f"{what} must be text, got {type(value).__name__}")
     if not value:
@@ -219,7 +220,7 @@ def _identifier(what: str, value: str, limit: int) -> str:
         raise InvalidMessageError(
             f"{what} {_shown(value)} holds a control character, such as a line break or NUL"
         )
-    return value
+    return plain(value)
 
 
 def _shown(value: str) -> str:
@@ -227,20 +228,21 @@ def _shown(value: str) -> str:
 
 
 def _headers(headers: Mapping[str, HeaderValue]) -> Mapping[str, HeaderValue]:
-    for name, value in headers.items():
-        _identifier("the header name", name, MAX_HEADER_NAME_BYTES)
+    checked: dict[str, HeaderValue] = {}
+    for given, value in headers.items():
+        name = _identifier("the header name", given, MAX_HEADER_NAME_BYTES)
         if is_reserved(name):
             raise InvalidMessageError(
                 f"the header {name!r} is the library's own: use another name, or the argument "
                 "of publish that stands for it"
             )
-        _check_value(name, value)
-    return MappingProxyType(dict(headers))
+        checked[name] = _value(name, value)
+    return MappingProxyType(checked)
 
 
-def _check_value(name: str, value: HeaderValue) -> None:
+def _value(name: str, value: HeaderValue) -> HeaderValue:
     if isinstance(value, bytes):
-        return
+        return value
     if not isinstance(value, str):
         raise InvalidMessageError(
             f"the header {name!r} must be str or bytes, got {type(value).__name__}"
@@ -249,6 +251,7 @@ def _check_value(name: str, value: HeaderValue) -> None:
         value.encode()
     except UnicodeEncodeError:
         raise InvalidMessageError(f"the header {name!r} holds a lone surrogate") from None
+    return plain(value)
 
 
 def _check_header_limits(message: Message, max_count: int, max_bytes: int) -> None:

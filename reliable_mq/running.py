@@ -7,13 +7,13 @@ import logging
 import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import suppress
 from importlib.metadata import version
 from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
+from reliable_mq.beside import beside
 from reliable_mq.errors import ConfigurationError
 from reliable_mq.redaction import redact_url
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("reliable_mq")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_NO_SIGNAL = 0
 
 
 def refuse_on_event_loop(name: str, twin: str) -> None:
@@ -79,10 +80,16 @@ class Signals:
             # A signal that another thread gets does not interrupt a wait of this one, and the
             # handler runs on this one only: it must come back to Python by itself now and then.
             with suppress(Empty):
-                name = signal.Signals(self._came.get(timeout=0.2)).name
-                log.info("%s: stopping; a second signal ends the process at once", name)
-                return True
+                number = self._came.get(timeout=0.2)
+                if number != _NO_SIGNAL:
+                    name = signal.Signals(number).name
+                    log.info("%s: stopping; a second signal ends the process at once", name)
+                    return True
         return False
+
+    def look(self) -> None:
+        """Have :meth:`wait` look at its condition now. May be called by any thread."""
+        self._came.put(_NO_SIGNAL)
 
 
 class Running:
@@ -101,19 +108,14 @@ class Running:
     def until(self, signals: Signals) -> None:
         """Run until one of *signals* comes, also during a start that hangs: that is given up."""
         service = self._new(None)
-        started: Future[Service] = Future()
-
-        def start() -> None:
-            try:
-                started.set_result(self._start(service))
-            except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
-                started.set_exception(error)
-
-        # What it waits for may take minutes, and cannot be interrupted: a connection, a lock.
-        threading.Thread(target=start, name="reliable-mq-start", daemon=True).start()
         try:
-            if not signals.wait(unless=started.done):
+            # What it waits for may take minutes, and cannot be interrupted: a connection, a lock.
+            started = beside(lambda: self._start(service), "reliable-mq-run")
+            started.add_done_callback(lambda _: signals.look())
+            came = signals.wait(unless=started.done)
+            if started.done():
                 started.result()
+            if not came:
                 signals.wait()
         finally:
             self._stop()

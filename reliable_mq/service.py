@@ -173,7 +173,7 @@ class Service:
         try:
             declare()
         except Exception as error:
-            if not patient or not self._may_come_back(error):
+            if self._stop.is_set() or not patient or not self._may_come_back(error):
                 self.stop()
                 raise
             self._complain(error)

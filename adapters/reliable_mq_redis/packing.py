@@ -27,7 +27,7 @@ def word(value: bytes) -> bytes:
 @lru_cache(maxsize=1024)
 def known_word(value: str | int) -> bytes:
     """Return one of few *values* as it travels: the name of a field, a number."""
-    return word(str(value).encode())
+    return word(value.encode() if isinstance(value, str) else b"%d" % value)
 
 
 def packed(sha: str, count: int, words: Iterable[bytes]) -> Packed:

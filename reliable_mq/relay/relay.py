@@ -77,7 +77,7 @@ class Relay:
     relays each has other slots, and so other keys. After a crash, a lost lease or an unknown
     outcome messages are sent again, with the same ids and in the same order.
 
-    No transaction is open while it publishes. Its memory does not grow with the outbox.
+    No transaction waits for the broker. Its memory does not grow with the outbox.
 
     :meth:`run`, :meth:`step` and :meth:`close` exclude each other; the rest may be called by any
     thread.
@@ -160,7 +160,7 @@ class Relay:
         listener = Listener(self._store, channel, lambda hint: self.wake())
         self._store.on_appended.append(self.wake)
         try:
-            with self._alone(), self._settler.beside(), self._supply.beside():
+            with self._alone(), self._settler.writing_beside(), self._supply.going_ahead():
                 listener.start()
                 try:
                     while not stop.is_set():
@@ -256,6 +256,8 @@ class Relay:
         before = (self._settler.sent, self._settler.held)
         self._settler.settle()
         if self._renewal_is_due():
+            # First, or the waiting for it would be done with the new leases.
+            self._supply.drop()
             self._renew()
         rows = self._supply.read(self._slots(), self._waiting.excluded())
         later = 0
@@ -284,7 +286,7 @@ class Relay:
         for first in range(0, len(rows), size):
             if stop.is_set() or not self._may_publish():
                 break
-            if sent == first >= len(rows) - _AHEAD * size and self._supply.can_go_ahead:
+            if sent == first >= len(rows) - _AHEAD * size:
                 self._go_ahead(rows[first:])
             verdict = self._send(rows[first : first + size], stopped)
             sent += len(verdict.sent)
@@ -295,6 +297,9 @@ class Relay:
         return sent, later
 
     def _go_ahead(self, rows: Sequence[Outgoing]) -> None:
+        """Read what is there besides *rows* and the unsettled ones, if that will be of use."""
+        if not self._supply.can_go_ahead or self._renewal_is_due():
+            return
         in_flight = InFlight.of([*self._settler.unsettled_rows(), *rows])
         self._supply.go_ahead(self._slots(), self._waiting.excluded(), in_flight)
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 
 from sqlalchemy import select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from reliable_mq.beside import beside
 from reliable_mq.events import Events, MessageHeld, MessageSent
-from reliable_mq.relay.beside import beside
 from reliable_mq.relay.verdict import Verdict
 from reliable_mq.store import Store
 from reliable_mq.store.dialects import Trouble
@@ -33,7 +32,8 @@ class Settler:
         self._store = store
         self._leases = leases
         self._events = events
-        self._unsettled: deque[Verdict] = deque()
+        # Replaced and never changed: any thread may look, while another one writes.
+        self._unsettled: tuple[Verdict, ...] = ()
         self._is_beside = False
         self._writing: Future[None] | None = None
         self.sent = 0
@@ -41,19 +41,19 @@ class Settler:
 
     @property
     def unsettled(self) -> int:
-        """How many confirmed messages may still have their row; :attr:`sent` has none of them.
+        """How many confirmed messages may still have their row, or are not in :attr:`sent` yet.
 
         If we end now, they may be sent again. May be asked by any thread.
         """
-        return sum(len(verdict.sent) for verdict in tuple(self._unsettled))
+        return sum(len(verdict.sent) for verdict in self._unsettled)
 
     def unsettled_rows(self) -> list[Outgoing]:
         """Return the confirmed rows that are not known to be deleted; of these a few may be."""
         # Of one that is being written both lists are replaced and not changed.
-        return [row for verdict in tuple(self._unsettled) for row in verdict.sent]
+        return [row for verdict in self._unsettled for row in verdict.sent]
 
     @contextmanager
-    def beside(self) -> Iterator[None]:
+    def writing_beside(self) -> Iterator[None]:
         """Inside the block write on other threads, so that publishing need not wait for it."""
         self._is_beside = True
         try:
@@ -70,7 +70,7 @@ class Settler:
             self.finish()
         finally:
             # Only now: whoever writes the one before would go on with it, and be waited for.
-            self._unsettled.append(verdict)
+            self._unsettled = (*self._unsettled, verdict)
         if not self._is_beside:
             self._write_all()
             return
@@ -84,13 +84,15 @@ class Settler:
 
     def settle(self) -> None:
         """Write everything there is, now. Raises the database's error where that fails."""
-        self.finish()
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.exception()  # Waited for, and not raised: what failed is tried again.
         self._write_all()
 
     def _write_all(self) -> None:
         while self._unsettled:
             self._write(self._unsettled[0])
-            self._unsettled.popleft()
+            self._unsettled = self._unsettled[1:]
 
     def _write(self, verdict: Verdict) -> None:
         self._store.patiently(lambda: settle(self._store, verdict.sent, verdict.later))
@@ -103,8 +105,13 @@ class Settler:
             self._hold(verdict)
 
     def _report_sent(self, rows: Sequence[Outgoing]) -> None:
-        with self._store.reading() as connection:
-            now = int(connection.execute(select(self._store.now())).scalar_one())
+        try:
+            with self._store.reading() as connection:
+                now = int(connection.execute(select(self._store.now())).scalar_one())
+        except SQLAlchemyError as error:
+            # They are sent and deleted: no reason to take the round for failed.
+            log.warning("%d messages were sent without an event of it: %r", len(rows), error)
+            return
         for row in rows:
             age = max(0.0, (now - row.created_at) / 1e6)
             self._events.emit(MessageSent(row.topic, row.message_id, age))

@@ -7,13 +7,17 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 
-from reliable_mq.relay.beside import beside
+from reliable_mq.beside import beside
 from reliable_mq.store import Store
 from reliable_mq.store.outbox.in_flight import InFlight
 from reliable_mq.store.outbox.outgoing import Outgoing, UnreadableRowError
 from reliable_mq.store.outbox.reading import Excluded, Reader
 
 log = logging.getLogger("reliable_mq")
+
+
+_PATIENCE = 2.0
+"""Seconds that an end waits for a read that nobody needs."""
 
 
 class Supply:
@@ -23,32 +27,30 @@ class Supply:
     by then: of a key it has everything that is not in flight, from the beginning. So it may be
     taken only if all of that *was* sent and the slots were ours all the while; otherwise it is to
     be dropped, for it may have a row whose predecessor is still in the outbox. Only one read is
-    ahead, so two reads' rows are held at most.
+    ahead.
     """
 
     def __init__(self, store: Store, *, rows: int) -> None:
         self._reader = Reader(store, rows=rows)
         # There a reader and a writer only get into each other's way.
-        self._can_be_beside = store.dialect.name != "sqlite"
-        self._is_beside = False
+        self._may_be_ahead = store.dialect.name != "sqlite"
+        self._is_going_ahead = False
         self._ahead: Future[list[Outgoing]] | None = None
 
     @contextmanager
-    def beside(self) -> Iterator[None]:
-        """Inside the block read ahead on other threads."""
-        self._is_beside = self._can_be_beside
+    def going_ahead(self) -> Iterator[None]:
+        """Inside the block read ahead, on other threads; a read that hangs is left behind."""
+        self._is_going_ahead = self._may_be_ahead
         try:
             yield
         finally:
-            self._is_beside = False
-            if self._ahead is not None and (error := self._ahead.exception()) is not None:
-                log.debug("what nobody needs any more could not be read: %r", error)
-            self._ahead = None
+            self._is_going_ahead = False
+            self.drop(_PATIENCE)
 
     @property
     def can_go_ahead(self) -> bool:
         """Tell whether it is of use to :meth:`go_ahead` now: more waits than the last read had."""
-        return self._is_beside and self._ahead is None and self._reader.left_some
+        return self._is_going_ahead and self._ahead is None and self._reader.left_some
 
     def read(self, slots: Sequence[int], excluded: Excluded) -> list[Outgoing]:
         """Return what may be sent now. Raises the database's error.
@@ -59,7 +61,7 @@ class Supply:
         return self._reader.read(slots, excluded)
 
     def go_ahead(self, slots: Sequence[int], excluded: Excluded, in_flight: InFlight) -> None:
-        """Begin to read what follows the rows *in_flight*: all that are not settled for certain."""
+        """Begin to read what is there besides *in_flight*: all rows not settled for certain."""
         self._ahead = beside(
             lambda: _prepared(self._reader.read(slots, excluded, in_flight)), "reliable-mq-read"
         )
@@ -69,9 +71,21 @@ class Supply:
         ahead, self._ahead = self._ahead, None
         return [] if ahead is None else ahead.result()
 
-    def drop(self) -> None:
-        """Forget what was read ahead; wait for the end of that. Raises the database's error."""
-        self.take()
+    def drop(self, patience: float | None = None) -> None:
+        """Forget what was read ahead, whatever became of it.
+
+        Waits for the end of that, for *patience* seconds at most: the reader is for one thread,
+        and a connection is in use.
+        """
+        ahead, self._ahead = self._ahead, None
+        if ahead is None:
+            return
+        try:
+            error: object = ahead.exception(patience)
+        except TimeoutError:
+            error = "it takes too long"
+        if error is not None:
+            log.debug("what nobody needs any more could not be read: %r", error)
 
 
 def _prepared(rows: list[Outgoing]) -> list[Outgoing]:

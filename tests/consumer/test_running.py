@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from reliable_mq import ConfigurationError, ReliableMQ, Settings
+from reliable_mq import ConfigurationError, ReliableMQ, Settings, TransportError
 from reliable_mq.running import Signals
 from reliable_mq.store import Store
 from reliable_mq.wakeup import Listener, channel_of
@@ -63,11 +63,78 @@ def test_a_start_that_was_given_up_does_not_end_the_next_one_when_it_fails(
         with monkeypatch.context() as patch:
             patch.setattr(mq, "_ensure_declared", hang)
             mq.running().until(Came())
-        (starting,) = (one for one in threading.enumerate() if one.name == "reliable-mq-start")
+        (starting,) = (one for one in threading.enumerate() if one.name == "reliable-mq-run")
         with mq.running():
             answered.set()
             starting.join(60)
             assert mq.status().parts["relay"] != "off"
+
+
+def test_an_error_of_the_start_is_raised_though_a_signal_came_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Both(Signals):
+        def wait(self, unless: Callable[[], bool] = lambda: False) -> bool:
+            while not unless():
+                pause.wait(0.01)
+            return True
+
+    def refuse() -> None:
+        raise ConfigurationError("the broker has another number of partitions")
+
+    pause = threading.Event()
+    with application(f"sqlite:///{tmp_path}/a.db") as mq:
+        mq.declare()
+        monkeypatch.setattr(mq, "_ensure_declared", refuse)
+        with pytest.raises(ConfigurationError, match="another number"):
+            mq.running().until(Both())
+
+
+def test_a_start_that_was_given_up_is_silent_about_a_broker_that_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Came(Signals):
+        def wait(self, unless: Callable[[], bool] = lambda: False) -> bool:
+            assert begun.wait(60)
+            return True
+
+    def hang() -> None:
+        begun.set()
+        assert answered.wait(60)
+        raise TransportError("away")
+
+    begun, answered = threading.Event(), threading.Event()
+    with application(f"sqlite:///{tmp_path}/a.db") as mq:
+        mq.declare()
+        monkeypatch.setattr(mq, "_ensure_declared", hang)
+        mq.running().until(Came())
+        (starting,) = (one for one in threading.enumerate() if one.name == "reliable-mq-run")
+        answered.set()
+        starting.join(60)
+    assert "wait for their start" not in caplog.text
+    assert "reliable-mq-start" not in {one.name for one in threading.enumerate()}
+
+
+def test_a_failing_start_ends_the_wait_for_a_signal_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wait looks five times a second by itself, which every wrong setting would cost."""
+    looks: list[bool] = []
+
+    class Watched(Signals):
+        def look(self) -> None:
+            looks.append(True)
+            super().look()
+
+    def refuse() -> None:
+        raise ConfigurationError("wrong")
+
+    with application(f"sqlite:///{tmp_path}/a.db") as mq:
+        mq.declare()
+        monkeypatch.setattr(mq, "_ensure_declared", refuse)
+        with pytest.raises(ConfigurationError):
+            mq.running().until(Watched())
+    assert looks == [True]
 
 
 def test_run_refuses_any_thread_but_the_main_one(tmp_path: Path) -> None:

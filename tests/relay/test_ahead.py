@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
+from reliable_mq.relay import supply
 from reliable_mq.store.outbox import reading
 from reliable_mq.store.outbox.in_flight import InFlight
 from reliable_mq.store.outbox.reading import Excluded, Reader
@@ -233,7 +234,68 @@ def test_a_read_ahead_that_fails_is_repeated_and_nothing_is_sent_twice(
     assert "the relay waits" in caplog.text
 
 
-def test_an_end_waits_for_the_read_that_is_under_way(server_store, broker, monkeypatch):
+def test_what_failed_unneeded_is_not_complained_of_again(server_store, broker, monkeypatch):
+    """The database is away for a moment, for the read ahead and for the settling before it."""
+    store = server_store
+    fill(store, 3 * READ)
+    relay = make_relay(store, broker, batch_size=BATCH)
+    watch = Watch(relay, monkeypatch)
+    complaints: list[Exception] = []
+    deletions: list[str] = []
+    monkeypatch.setattr(relay, "_complain", complaints.append)
+
+    def fail():
+        raise OperationalError("SELECT", {}, Exception("gone"))
+
+    @event.listens_for(store.engine, "before_cursor_execute")
+    def refuse(connection, cursor, statement, parameters, context, many):
+        if statement.startswith("DELETE"):
+            deletions.append(statement)
+            if len(deletions) == 3:
+                raise OperationalError("DELETE", {}, Exception("gone"))
+
+    watch.before = fail
+    drained(store, broker, relay, 3 * READ)
+    assert watch.began.is_set()
+    assert len(complaints) == 1
+    assert broker.log == [f"m{n:03}" for n in range(3 * READ)]
+
+
+def test_nothing_is_read_ahead_that_would_be_dropped_for_the_leases(
+    server_store, broker, monkeypatch
+):
+    fill(server_store, 2 * READ)
+    relay = make_relay(server_store, broker, batch_size=BATCH)
+    watch = Watch(relay, monkeypatch)
+    calls: list[bool] = []
+
+    def gate(messages):
+        calls.append(watch.began.is_set())
+        if len(calls) == 2:
+            relay._renew_at = float("-inf")
+
+    broker.gate = gate
+    drained(server_store, broker, relay, 2 * READ)
+    assert calls[:4] == [False] * 4
+
+
+def test_no_connection_is_in_use_while_it_waits_for_the_broker(server_store, broker, monkeypatch):
+    """What runs beside ends by itself: neither waits for what the broker answers."""
+    store = server_store
+    fill(store, 3 * READ)
+    relay = make_relay(store, broker, batch_size=BATCH)
+    watch = Watch(relay, monkeypatch)
+
+    def wait():
+        assert watch.ended.wait(DEADLINE)
+        eventually(lambda: store.engine.pool.checkedout() == 0, "a connection is in use")
+
+    at_publish(broker, 4, wait)
+    drained(store, broker, relay, 3 * READ)
+
+
+def test_an_end_does_not_wait_for_a_read_that_hangs(server_store, broker, monkeypatch):
+    monkeypatch.setattr(supply, "_PATIENCE", 0.1)
     fill(server_store, 2 * READ)
     relay = make_relay(server_store, broker, batch_size=BATCH)
     watch = Watch(relay, monkeypatch)
@@ -243,10 +305,10 @@ def test_an_end_waits_for_the_read_that_is_under_way(server_store, broker, monke
         assert watch.began.wait(DEADLINE)
         one.stop.set()
         relay.wake()
-        eventually(lambda: not relay._leases.held, "the slots were not given up")
-        assert one.alive
-        go_on.set()
-    assert watch.ahead
+        eventually(lambda: not one.alive, "it waits for the read")
+    assert not relay._leases.held
+    go_on.set()
+    assert watch.ended.wait(DEADLINE)
     assert len(broker.log) + len(waiting(server_store)) == 2 * READ
 
 

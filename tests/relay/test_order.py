@@ -87,7 +87,7 @@ def test_the_next_batch_is_published_only_when_every_outcome_of_the_one_before_i
 
     commit(store, *(message(f"m{n}", f"k{n % 3}") for n in range(20)))
     relay = make_relay(store, Watching(), batch_size=2)
-    with relay._settler.beside():
+    with relay._settler.writing_beside():
         drain(relay)
     assert max(most) == 1
     assert len(broker.log) == 20

@@ -384,3 +384,38 @@ def test_bodies_come_in_binary_on_an_engine_of_the_application_too(postgresql_ur
     assert ids(read(store)) == ["a"]
     assert formats == [psycopg.pq.Format.BINARY]
     engine.dispose()
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_large_bodies_come_in_binary_too(postgresql_url, ours):
+    engine = create_engine(postgresql_url)
+    store = Store(database_url=postgresql_url) if ours else Store(engine=engine)
+    store.create()
+    commit(store, *(message(f"m{n}", "k", body=b"x" * 5000) for n in range(3)))
+    formats = []
+
+    @event.listens_for(store.engine, "after_cursor_execute")
+    def look(connection, cursor, statement, parameters, *_):
+        if "body" in statement and "octet_length" not in statement:
+            formats.append((cursor.format, len(parameters)))
+
+    assert [len(row.message().body) for row in read(store)] == [5000] * 3
+    assert formats == [(psycopg.pq.Format.BINARY, 1)]
+    store.dispose()
+    engine.dispose()
+
+
+def test_on_mariadb_a_read_waits_for_no_lock_whatever_level_the_engine_has(mariadb_url):
+    engine = create_engine(
+        mariadb_url,
+        isolation_level="SERIALIZABLE",
+        connect_args={"init_command": "SET SESSION innodb_lock_wait_timeout = 1"},
+    )
+    store = Store(engine=engine)
+    store.create()
+    commit(store, message("a", "k1"), message("b", "k2"))
+    with store.transaction() as connection:
+        connection.execute(text(f"DELETE FROM {store.tables.outbox.name} WHERE message_id = 'a'"))
+        assert ids(read(store)) == ["a", "b"]
+    assert ids(read(store)) == ["b"]
+    engine.dispose()

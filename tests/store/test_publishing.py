@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from enum import Enum
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -63,6 +64,26 @@ class Order(BaseModel):
     id: int
     customer: str
     note: str | None = None
+
+
+def test_members_of_an_enum_are_the_text_that_they_are():
+    """Where it goes by ``str()`` on its way, such a name would become that of the member."""
+
+    class Name(str, Enum):  # noqa: UP042 - shows its own name
+        ORDERS = "orders"
+        TENANT = "tenant"
+        VALUE = "ü"
+
+    message = build(
+        None,
+        topic=Name.ORDERS,
+        key=Name.VALUE,
+        message_id=Name.VALUE,
+        headers={Name.TENANT: Name.VALUE},
+    )
+    texts = [message.topic, message.key, message.id, *message.headers, *message.headers.values()]
+    assert texts == ["orders", "ü", "ü", "tenant", "ü"]
+    assert {type(one) for one in texts} == {str}
 
 
 # --- the payload --------------------------------------------------------------------------------

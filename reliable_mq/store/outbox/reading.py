@@ -52,7 +52,8 @@ from reliable_mq.store.tables import OUTBOX_SLOTS
 MAX_BYTES = 8 * 1024 * 1024
 """Bytes of bodies and headers that one read holds at most, or one message where it is larger.
 
-The relay holds what two reads brought: what it sends, and what comes next."""
+The relay holds what two reads brought, what it sends and what comes next, and beside that the last
+batch that is being settled."""
 
 _LEAST_OF_SLOT = 4
 """Rows asked of each slot where none has more; with fewer, short keys would take many reads."""
@@ -105,7 +106,6 @@ class Reader:
         self._outbox = store.tables.outbox
         self._rows = rows
         self._asked = max(rows, _LEAST_OF_SLOT * OUTBOX_SLOTS)
-        self._inline = MAX_BYTES // self._asked
         self._slots: tuple[int, ...] = ()
         self._quotas: dict[int, int] = {}
         self.left_some = False
@@ -132,20 +132,22 @@ class Reader:
         if not self._slots:
             return []
         with self._store.engine.connect() as connection:
-            with _snapshot(connection):
+            with _transaction(self._store, connection):
                 found = self._found(connection, excluded, in_flight)
                 found = [row for row in found if row[_ID] not in in_flight.ids]
                 found.sort(key=itemgetter(_ID))
-                self._share(Counter(map(itemgetter(_SLOT), found)))
                 complete = self._complete(connection, found[: self._rows])
-            self.left_some |= len(complete) < len(found)
             connection.commit()
-            return complete
+        some_gave_all = self._share(Counter(map(itemgetter(_SLOT), found)))
+        self.left_some = some_gave_all or len(complete) < len(found)
+        return complete
 
     def _found(
         self, connection: Connection, excluded: Excluded, in_flight: InFlight
     ) -> Sequence[Sequence[Any]]:
         values = self._with(excluded, in_flight)
+        # Past SQLAlchemy only where nothing is lost by that: not the hooks of an application, nor
+        # what it makes of another driver's bytes.
         if not excluded and self._on_psycopg and is_ours(connection):
             if self._direct is None:
                 self._direct = Direct(self._lateral(False), values)
@@ -161,12 +163,15 @@ class Reader:
             self._statements = {}
             self._quotas = fair_quotas(slots, {}, {}, self._asked)
 
-    def _share(self, found: Mapping[int, int]) -> None:
-        self.left_some = any(count >= self._quotas[slot] for slot, count in found.items())
+    def _share(self, found: Mapping[int, int]) -> bool:
+        """Set the next quotas by what was *found*; tell whether a slot gave all it was asked."""
+        some_gave_all = any(count >= self._quotas[slot] for slot, count in found.items())
         self._quotas = fair_quotas(self._slots, self._quotas, found, self._asked)
+        return some_gave_all
 
     def _with(self, excluded: Excluded, in_flight: InFlight) -> dict[str, Any]:
-        values = {"inline": self._inline, **self._share_parameters(in_flight)}
+        inline = MAX_BYTES // (self._asked + len(in_flight.ids))
+        values = {"inline": inline, **self._share_parameters(in_flight)}
         return {**values, **excluded.parameters()} if excluded else values
 
     def _share_parameters(self, in_flight: InFlight) -> dict[str, Any]:
@@ -303,15 +308,19 @@ class Reader:
         ]
 
     def _fetch(self, connection: Connection, ids: Sequence[int]) -> dict[int, tuple[bytes, bytes]]:
-        c = self._outbox.c
-        found = connection.execute(select(c.id, c.body, c.headers).where(c.id.in_(ids)))
+        c, dialect = self._outbox.c, self._store.dialect
+        dialect.read_in_bulk(connection)
+        found = connection.execute(select(c.id, c.body, c.headers).where(dialect.among(c.id, ids)))
         return {row.id: (row.body, row.headers) for row in found}
 
 
 @contextmanager
-def _snapshot(connection: Connection) -> Iterator[None]:
+def _transaction(store: Store, connection: Connection) -> Iterator[None]:
     """Read inside the block in one transaction: on PostgreSQL one that takes two round trips."""
-    if connection.dialect.name != "postgresql":
+    if store.dialect.name != "postgresql":
+        if store.dialect.name == "mysql" and not is_ours(connection):
+            # The level of an application's engine may lock what is read, which we delete beside.
+            store.dialect.begin(connection)
         yield
         return
     connection.execution_options(isolation_level="AUTOCOMMIT")

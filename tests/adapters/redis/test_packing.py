@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import Enum
+
 from redis.connection import Connection
 
 from reliable_mq import wire
@@ -9,14 +11,21 @@ from reliable_mq.message import Message
 from reliable_mq_redis import keys, scripts
 from reliable_mq_redis.chunks import Chunk, digest_of
 
+
+class Name(str, Enum):  # noqa: UP042 - shows its own name
+    TENANT = "tenant"
+
+
 FULL = Message(
     id="01900000-0000-7000-8000-000000000001",
     topic="orders",
     key="Zoë",
     body=b"\r\n$3\r\n\x00\xff",
-    headers={"text": "ü", "bytes": b"\x00\r\n", "empty": b""},
+    headers={"text": "ü", "nämé": "1", Name.TENANT: "a", "bytes": b"\x00\r\n", "empty": b""},
     content_type="application/json",
 )
+
+
 EMPTY = Message(id="2", topic="orders")
 
 

@@ -1,4 +1,4 @@
-"""Work on a thread of its own, while the relay publishes."""
+"""Work on a thread of its own, while its caller goes on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 def beside(work: Callable[[], T], name: str) -> Future[T]:
     """Return at once what will be the result of *work*, or its error.
 
-    The thread is a daemon: a database that never answers must not keep the process from its end.
+    The thread is a daemon: what never answers must not keep the process from its end.
     """
     done: Future[T] = Future()
     threading.Thread(target=_run, args=(work, done), name=name, daemon=True).start()
