@@ -77,7 +77,7 @@ class Notifier:
             self._store.on_appended.append(self._appended)
 
     def close(self) -> None:
-        """Stop; a hint that is due goes out before, unless that takes seconds. Idempotent."""
+        """Stop; a hint that is due goes out before, unless that takes 5 seconds. Idempotent."""
         if self._appended in self._store.on_appended:
             self._store.on_appended.remove(self._appended)
         self._hints.close()

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from confluent_kafka._types import HeadersType
 
 _SERVE_EVERY = 1000
+"""Messages between two looks at what became of those before: a large batch may stop early."""
+
 _PATIENCE = 0.05
 _ANY, _NOW = -1, 0
 """The partition and the time of a record where the client is to choose them."""
@@ -61,7 +63,7 @@ class Shipment:
 
         Ends early with the deadline or the producer; nothing of it is under way in the client
         then. The producer stops at its first message that a broker refuses; what this round sees
-        to is that none is handed over behind one of its key that was refused before. *first*:
+        to is that none is handed over behind one of its key that is known to be refused. *first*:
         note which partitions are primed by it.
         """
         self._hand_over(messages, self._report_first if first else self._report)
@@ -135,7 +137,7 @@ class Shipment:
                 except (KafkaException, ValueError, TypeError) as error:
                     self._fail(index, error)
                 break
-            if not index % _SERVE_EVERY:
+            if not (index + 1) % _SERVE_EVERY:
                 self._line.serve(0)
 
     def _makes_room(self) -> bool:

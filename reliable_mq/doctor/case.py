@@ -32,8 +32,9 @@ class Case:
         return workers + len(self.handlers) + _OWN_CONNECTIONS
 
 
-_OWN_CONNECTIONS = 7
-"""Relay, its leases, the retries, and the hints sent and heard: of the outbox, and of `sql://`.
+_OWN_CONNECTIONS = 8
+"""What the relay reads, settles and, on `sql://`, publishes; the retries; and the hints sent and
+heard, of the outbox and of `sql://`.
 
 Hints are PostgreSQL's alone; elsewhere it is a few too many, which is the safe side.
 """

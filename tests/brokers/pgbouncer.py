@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sqlalchemy import make_url
 
-from .base import Server, missing, run_as
+from .base import Server, ServerMissing, run_as
 
 
 class PgBouncer(Server):
@@ -15,7 +15,7 @@ class PgBouncer(Server):
 
     kind = "pgbouncer"
 
-    def __init__(self, database: str, *, sessions: int = 3) -> None:
+    def __init__(self, database: str, *, sessions: int) -> None:
         super().__init__()
         self._database = make_url(database)
         self._sessions = sessions
@@ -32,7 +32,7 @@ class PgBouncer(Server):
         to = self._database
         lines = [
             "[databases]",
-            f"* = host={to.host} port={to.port} user={to.username} password={to.password}",
+            f"* = host={to.host} port={to.port} user={to.username} password={to.password or ''}",
             "[pgbouncer]",
             "listen_addr = 127.0.0.1",
             f"listen_port = {self.port()}",
@@ -65,4 +65,7 @@ def _program() -> Path:
     for place in (shutil.which("pgbouncer"), "/usr/sbin/pgbouncer"):
         if place is not None and Path(place).exists():
             return Path(place)
-    raise missing("pgbouncer", "pgbouncer", "pgbouncer")
+    raise ServerMissing(
+        "pgbouncer not found. Get it with\n"
+        "    apt-get update && apt-get install -y --no-install-recommends pgbouncer"
+    )

@@ -16,9 +16,10 @@ from reliable_mq.adapter import Severity
 from reliable_mq.doctor import diagnose
 from reliable_mq.store import Store
 from reliable_mq.store.inspection import Expected, inspect_store, postgresql
-from tests.brokers import Server
+from tests.brokers import PgBouncer, Server
 from tests.brokers.databases import fresh_database
 from tests.conftest import OwnServer
+from tests.conftest import started as one_started
 from tests.doctor.conftest import OpenMQ, codes, ignore, seen, started, worse_than_info
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
@@ -165,6 +166,22 @@ def test_a_database_that_cannot_hold_every_character_is_a_warning(
     with engine.connect() as connection:
         connection.execute(text(f"DROP DATABASE {unique}"))
     engine.dispose()
+
+
+@pytest.mark.parametrize(("ours", "severity"), [(True, WARNING), (False, INFO)])
+def test_a_pooler_is_seen_and_is_worse_for_an_engine_that_prepares_statements(
+    request: pytest.FixtureRequest, url: str, ours: bool, severity: Severity
+) -> None:
+    for pooler in one_started(request, PgBouncer(url, sessions=1)):
+        engine = create_engine(pooler.url, connect_args={"prepare_threshold": None})
+        store = Store(database_url=pooler.url) if ours else Store(engine=engine)
+        store.create()
+        assert seen(store)["postgresql-pooler"] is severity
+        with engine.connect() as connection:
+            kept = connection.execute(text("SHOW lock_timeout")).scalar_one()
+        assert kept == "0", "what others get with this session"
+        store.dispose()
+        engine.dispose()
 
 
 def test_more_concurrency_than_the_role_has_connections_is_a_warning(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 from sqlalchemy import Engine, create_engine
@@ -18,11 +19,12 @@ from tests.e2e.waiting import until
 
 KEYS = 7
 MESSAGES = 140
+SESSIONS = 3
 
 
 @pytest.fixture
 def pooler(postgresql_url: str, request: pytest.FixtureRequest) -> Iterator[PgBouncer]:
-    yield from started(request, PgBouncer(postgresql_url))
+    yield from started(request, PgBouncer(postgresql_url, sessions=SESSIONS))
 
 
 @pytest.fixture
@@ -80,7 +82,9 @@ def test_behind_a_pooler_no_limit_of_ours_stays_on_a_session_that_others_get(
         session.commit()
         until(lambda: effects(direct))
     limit = "SHOW idle_in_transaction_session_timeout"
-    assert everywhere(engine, limit) == everywhere(direct, limit)
+    with direct.connect() as connection:
+        unlimited = connection.exec_driver_sql(limit).scalar_one()
+    assert everywhere(engine, limit) == {unlimited}
 
 
 def test_behind_a_pooler_nobody_listens_on_a_session_that_others_get(
@@ -96,9 +100,13 @@ def test_behind_a_pooler_nobody_listens_on_a_session_that_others_get(
 
 
 def everywhere(engine: Engine, query: str) -> set[str]:
-    """Return what *query* finds in the sessions that a few transactions get."""
+    """Return what *query* finds in all sessions of the pooler: each has a transaction of ours."""
     found: set[str] = set()
-    for _ in range(10):
-        with engine.connect() as connection:
+    sessions: set[int] = set()
+    with ExitStack() as stack:
+        for _ in range(SESSIONS):
+            connection = stack.enter_context(engine.connect())
             found.update(connection.exec_driver_sql(query).scalars())
+            sessions.add(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
+    assert len(sessions) == SESSIONS
     return found

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import DBAPIError
 
 from reliable_mq.adapter import Finding, Severity
+from reliable_mq.store.direct import run
 from reliable_mq.store.inspection import common, mysql, postgresql, sqlite
 from reliable_mq.store.inspection.checks import Check, Expected, made
 from reliable_mq.store.store import Store
@@ -75,11 +76,15 @@ def _begin(connection: Connection, store: Store) -> Iterable[Check]:
     # Not to be used again: it gets limits of its own.
     connection.detach()
     if store.dialect.name == "postgresql":
-        connection.execute(text(f"SET lock_timeout = '{_PATIENCE}s'"))
-        connection.commit()
+        # For each transaction: behind a pooler the session is not ours either.
+        event.listen(connection, "begin", _wait_briefly)
         return postgresql.CHECKS
     connection.execute(text(f"SET SESSION lock_wait_timeout = {_PATIENCE}"))
     return mysql.checks_of(product_of(connection))
+
+
+def _wait_briefly(connection: Connection) -> None:
+    run(connection, f"SET LOCAL lock_timeout = '{_PATIENCE}s'")
 
 
 def _when_usable(store: Store) -> tuple[Check, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from sqlalchemy import Connection, text
 
 from reliable_mq.adapter import Finding, Severity
+from reliable_mq.store.dialects.base import is_ours
 from reliable_mq.store.inspection.checks import Check, Expected, Facts, Rule, broken
 from reliable_mq.store.store import Store
 
@@ -100,6 +101,29 @@ def _version(connection: Connection, store: Store, expected: Expected) -> Iterat
             why="the statements of the library need version 12",
             remedy="upgrade the server; 15 is what is tested",
         )
+
+
+def _pooler(connection: Connection, store: Store, expected: Expected) -> Iterator[Finding]:
+    """Look whether the server's session is another one's; psycopg alone knows whose it is."""
+    login = getattr(connection.connection.dbapi_connection, "info", None)
+    number = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+    if number == getattr(login, "backend_pid", number):
+        return
+    ours = is_ours(connection)
+    yield Finding(
+        code="postgresql-pooler",
+        severity=Severity.WARNING if ours else Severity.INFO,
+        subject=_PRODUCT,
+        what="a pooler is between this process and the server",
+        why="statements that the library's own engine has prepared are not found in another "
+        "session, and others get sessions with its limits"
+        if ours
+        else "nobody is woken by a commit: what is new is found by looking",
+        remedy="unless its pool_mode is session, give an engine of your own, as docs/stores.md "
+        "has it"
+        if ours
+        else "connect past the pooler where that is too slow",
+    )
 
 
 def _encoding(connection: Connection, store: Store, expected: Expected) -> Iterator[Finding]:
@@ -318,6 +342,7 @@ CHECKS = (
     Check(subject=_PRODUCT, find=_version),
     Check(subject=f"{_PRODUCT} settings", find=_settings),
     Check(subject=f"{_PRODUCT} server_encoding", find=_encoding),
+    Check(subject=_PRODUCT, find=_pooler),
     Check(subject=_PRODUCT, find=_read_only),
     Check(subject=f"{_PRODUCT} tables", find=_tables),
     Check(subject=f"{_PRODUCT} sessions", find=_transactions),
