@@ -74,11 +74,21 @@ def figures_table(outcome: Outcome) -> list[str]:
 def goals_table(outcomes: Iterable[Outcome]) -> list[str]:
     """Return every goal with what was reached."""
     rows = [
-        [outcome.row.name, verdict.goal.text, spread(verdict.reached), _word(verdict)]
+        [outcome.row.name, verdict.goal.text, _reached(verdict), _word(verdict)]
         for outcome in outcomes
         for verdict in outcome.verdicts()
     ]
     return _table(["row", "goal", "reached", ""], rows)
+
+
+def _reached(verdict: Verdict) -> str:
+    shown = spread(verdict.reached)
+    median = number(verdict.reached.median)
+    bounds = (verdict.goal.at_least, verdict.goal.at_most)
+    if verdict.met or median not in [number(bound) for bound in bounds if bound is not None]:
+        return shown
+    # Rounded it would look as if it were met.
+    return shown.replace(median, f"{verdict.reached.median:.4g}", 1)
 
 
 def _word(verdict: Verdict) -> str:

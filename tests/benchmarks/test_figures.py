@@ -144,6 +144,13 @@ def test_the_table_of_goals_says_what_is_missed():
     ]
 
 
+def test_a_goal_that_is_missed_by_a_hair_does_not_look_met():
+    outcome = Outcome(_Row([]), 1000, samples(ours=[4.97, 4.98], raw=[10.0, 10.0]))
+    assert goals_table([outcome])[2:] == [
+        "| example | ours / raw >= 0.5 | 0.4975 (0.50 to 0.50) | **missed** |"
+    ]
+
+
 def test_results_are_written_between_the_marks_of_a_page(tmp_path: Path):
     path = tmp_path / "page.md"
     path.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
