@@ -1,15 +1,16 @@
-"""Inbox row and business row in one transaction, then acknowledge: SQLAlchemy Core, by hand."""
+"""Inbox row and business row in one transaction, then acknowledge: SQLAlchemy, by hand."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.orm import Session
 
 from benchmarks.child import Clock, consumed, go
-from benchmarks.effects import effects, values_of
+from benchmarks.effects import Effect, effects, values_of
 from benchmarks.raw.deliveries import DELIVERIES, Taken
 
 INBOX = "CREATE TABLE IF NOT EXISTS raw_inbox (message_id text PRIMARY KEY)"
@@ -22,11 +23,35 @@ _REMEMBER_ALL = text(
 )
 _ONE = effects.insert().inline()
 
+Row = dict[str, Any]
+
+
+def _one_by_one(connection: Connection, rows: Sequence[Row]) -> None:
+    for row in rows:
+        connection.execute(_ONE, row)
+
+
+def _at_once(connection: Connection, rows: Sequence[Row]) -> None:
+    connection.execute(_ONE, rows)
+
+
+def _by_orm(connection: Connection, rows: Sequence[Row]) -> None:
+    with Session(connection) as session:
+        session.add_all([Effect(**row) for row in rows])
+        session.flush()
+
+
+_WAYS: Mapping[str, Callable[[Connection, Sequence[Row]], None]] = {
+    "one by one": _one_by_one,
+    "at once": _at_once,
+    "ORM": _by_orm,
+}
+
 
 def consume(
-    *, database_url: str, broker: str, count: int, size: int, at_once: bool, **where: str
+    *, database_url: str, broker: str, count: int, size: int, way: str, **where: str
 ) -> NoReturn:
-    """Apply *size* messages a transaction, with one INSERT for each or *at_once*."""
+    """Apply *size* messages a transaction, their rows inserted in this *way*."""
     engine = create_engine(database_url)
     deliveries = DELIVERIES[broker](**where)
     numbers: list[int] = []
@@ -39,7 +64,7 @@ def consume(
                 continue
             clock = clock or Clock()
             with connection.begin():
-                numbers += _apply(connection, taken, at_once=at_once)
+                numbers += _apply(connection, taken, _WAYS[way])
             deliveries.ack()
     assert clock is not None
     figures = clock.read()
@@ -47,16 +72,16 @@ def consume(
     consumed(numbers, figures)
 
 
-def _apply(connection: Connection, taken: Sequence[Taken], *, at_once: bool) -> list[int]:
+def _apply(
+    connection: Connection,
+    taken: Sequence[Taken],
+    write: Callable[[Connection, Sequence[Row]], None],
+) -> list[int]:
     if len(taken) == 1:
         found = connection.execute(_REMEMBER, {"id": taken[0].message_id})
     else:
         found = connection.execute(_REMEMBER_ALL, {"ids": [one.message_id for one in taken]})
     new = set(found.scalars())
     rows = [values_of(json.loads(one.body)) for one in taken if one.message_id in new]
-    if at_once:
-        connection.execute(_ONE, rows)
-    else:
-        for row in rows:
-            connection.execute(_ONE, row)
+    write(connection, rows)
     return [row["n"] for row in rows]

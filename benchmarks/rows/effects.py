@@ -135,7 +135,12 @@ class _PerMessage(_EffectsRow):
         consumers = Effects(bench, supply, connection)
         return [
             consumers.raw(
-                "raw", _RAW, broker=self.broker, database_url=supply.database, size=1, at_once=False
+                "raw",
+                _RAW,
+                broker=self.broker,
+                database_url=supply.database,
+                size=1,
+                way="one by one",
             ),
             consumers.ours("ours", _OURS, style="core", ordered=True),
             *self.peers(consumers, supply),
@@ -196,8 +201,10 @@ class EffectsBatch(_EffectsRow):
         }
         batch = {"transaction_size": 100, "ordered": True}
         return [
-            consumers.raw("raw insert per message", _RAW, at_once=False, **raw),
-            consumers.raw("raw set-based", _RAW, at_once=True, **raw),
+            consumers.raw("raw insert per message", _RAW, way="one by one", **raw),
+            consumers.raw("raw set-based", _RAW, way="at once", **raw),
+            # What is left of that with SQLAlchemy's unit of work, which ours ORM has too.
+            consumers.raw("raw ORM", _RAW, way="ORM", **raw),
             consumers.ours("ours", _OURS, style="core", **batch),
             consumers.ours("ours ORM", _OURS, style="orm", **batch),
             _faststream_on_kafka(consumers, supply, share=0.05),
