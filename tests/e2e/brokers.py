@@ -12,9 +12,11 @@ from urllib.parse import urlsplit
 from sqlalchemy import create_engine, text
 
 KINDS = ("sql", "rabbitmq", "redis", "kafka")
-_QUICK = {"rabbitmq": "?heartbeat=4", "kafka": "?session_timeout=1.5&connect_timeout=2"}
+_QUICK = {"rabbitmq": "?heartbeat=4", "kafka": "?session_timeout=1.5"}
 """RabbitMQ ends a connection that is silent for two heartbeats: no fewer seconds than a process may
 stand still for on a crowded machine (with heartbeat=1, declare() met that in a run of CI)."""
+
+_GIVING_UP = {"kafka": "&connect_timeout=2"}
 
 Headers = Sequence[tuple[str, bytes]]
 
@@ -32,9 +34,12 @@ class Broker:
         _PUT[self.kind](self, topic, bodies, headers)
 
 
-def quick(kind: str, url: str) -> str:
-    """Return *url* with options that make the broker notice a dead consumer within seconds."""
-    return url + _QUICK.get(kind, "")
+def quick(kind: str, url: str, *, goes_away: bool = False) -> str:
+    """Return *url* with options that make the broker notice a dead consumer within seconds.
+
+    And us a broker that *goes_away*. Where it does not, a busy one has the usual time to answer.
+    """
+    return url + _QUICK.get(kind, "") + (_GIVING_UP.get(kind, "") if goes_away else "")
 
 
 # --- the clients --------------------------------------------------------------------------------

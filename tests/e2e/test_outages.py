@@ -88,7 +88,7 @@ class TestBroker:
 
     @pytest.fixture
     def broker(self, kind: str, server: Server, postgresql_url: str) -> Broker:
-        return Broker(kind, quick(kind, server.url), postgresql_url)
+        return Broker(kind, quick(kind, server.url, goes_away=True), postgresql_url)
 
     @pytest.fixture
     def database_url(self, postgresql_url: str) -> str:

@@ -123,7 +123,7 @@ class World:
             return "sql://", "sql://"
         proxy = self._proxy("broker")
         server = self.servers["broker"] = start(kind, _settings(kind, proxy))
-        url = quick(kind, server.url)
+        url = quick(kind, server.url, goes_away=True)
         proxy.start(make_url(server.url).port or 0)
         return url, _through(proxy, url)
 
