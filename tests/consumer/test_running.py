@@ -44,29 +44,40 @@ def test_run_gives_the_signals_back_to_the_application(tmp_path: Path) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def test_a_start_that_was_given_up_does_not_end_the_next_one_when_it_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Came(Signals):
-        def wait(self, unless: Callable[[], bool] = lambda: False) -> bool:
-            assert begun.wait(60)
-            return True
+class GivenUp:
+    """A start that hangs until it is told to fail; a signal has ended its ``run()`` before."""
 
-    def hang() -> None:
-        begun.set()
-        assert answered.wait(60)
-        raise ConfigurationError("much later")
+    def __init__(self, mq: ReliableMQ, error: Exception) -> None:
+        begun, self._answered = threading.Event(), threading.Event()
 
-    begun, answered = threading.Event(), threading.Event()
-    with application(f"sqlite:///{tmp_path}/a.db") as mq:
-        mq.declare()
-        with monkeypatch.context() as patch:
+        class Came(Signals):
+            def wait(self, unless: Callable[[], bool] = lambda: False) -> bool:
+                assert begun.wait(60)
+                return True
+
+        def hang() -> None:
+            begun.set()
+            assert self._answered.wait(60)
+            raise error
+
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(mq, "_ensure_declared", hang)
             mq.running().until(Came())
-        (starting,) = (one for one in threading.enumerate() if one.name == "reliable-mq-run")
+        named = [one for one in threading.enumerate() if one.name == "reliable-mq-run"]
+        (self._starting,) = named
+
+    def fail(self) -> None:
+        """Let it fail now."""
+        self._answered.set()
+        self._starting.join(60)
+
+
+def test_a_start_that_was_given_up_does_not_end_the_next_one_when_it_fails(tmp_path: Path) -> None:
+    with application(f"sqlite:///{tmp_path}/a.db") as mq:
+        mq.declare()
+        start = GivenUp(mq, ConfigurationError("much later"))
         with mq.running():
-            answered.set()
-            starting.join(60)
+            start.fail()
             assert mq.status().parts["relay"] != "off"
 
 
@@ -91,26 +102,11 @@ def test_an_error_of_the_start_is_raised_though_a_signal_came_with_it(
 
 
 def test_a_start_that_was_given_up_is_silent_about_a_broker_that_is_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Came(Signals):
-        def wait(self, unless: Callable[[], bool] = lambda: False) -> bool:
-            assert begun.wait(60)
-            return True
-
-    def hang() -> None:
-        begun.set()
-        assert answered.wait(60)
-        raise TransportError("away")
-
-    begun, answered = threading.Event(), threading.Event()
     with application(f"sqlite:///{tmp_path}/a.db") as mq:
         mq.declare()
-        monkeypatch.setattr(mq, "_ensure_declared", hang)
-        mq.running().until(Came())
-        (starting,) = (one for one in threading.enumerate() if one.name == "reliable-mq-run")
-        answered.set()
-        starting.join(60)
+        GivenUp(mq, TransportError("away")).fail()
     assert "wait for their start" not in caplog.text
     assert "reliable-mq-start" not in {one.name for one in threading.enumerate()}
 
