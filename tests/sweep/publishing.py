@@ -50,9 +50,10 @@ def _summary(results: Sequence[Result], seconds: float) -> Iterator[str]:
     kills = sum(one.report.killed for one in results)
     messages = sum(one.report.messages for one in results)
     broken = sum(bool(one.report.violations) for one in results)
+    violations = "1 violation" if broken == 1 else f"{broken} violations"
     yield (
         f"`python -m tests.sweep`, {datetime.now(UTC):%Y-%m-%d}, {seconds / 60:.0f} minutes on two "
-        f"cores: {kills} kills, {messages} messages, **{broken} violations**."
+        f"cores: {kills} kills, {messages} messages, **{violations}**."
     )
 
 
