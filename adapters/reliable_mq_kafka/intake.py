@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -24,8 +24,10 @@ from reliable_mq_kafka.steering import Steering
 
 log = logging.getLogger("reliable_mq.kafka")
 
+LOOK_UP = 2.0
+"""Seconds to wait for the group's committed offsets, where it is no misfortune not to know."""
+
 _PROBE = 1.0
-_LOOK_UP = 2.0
 _COMMIT_POLL = 0.01
 _OUTCOME = 0.02
 
@@ -161,23 +163,25 @@ class Intake:
             return 0
         self._just_assigned.clear()
         records = self._consumer.consume(room, 0)
-        if records and self._just_assigned:
-            self._doubt(records)
-        for record in records:
+        for record in self._certain(records) if self._just_assigned else records:
             self._take_in(record)
         return len(records)
 
-    def _doubt(self, records: Sequence[KafkaRecord]) -> None:
-        """Begin anew with partitions that were assigned while *records* were being collected.
+    def _certain(self, records: Sequence[KafkaRecord]) -> list[KafkaRecord]:
+        """Leave out partitions that were assigned while *records* were being collected.
 
-        Records of theirs may stem from an ownership that ended meanwhile: where this one begins
-        they would leave a gap.
+        Records of theirs may stem from an ownership that ended meanwhile: this one begins
+        elsewhere, so that they would leave a gap, or be done already. It is read anew.
         """
+        certain = []
         for record in records:
             one = self._share.at(record.topic(), record.partition())
             if one is not None and one.place in self._just_assigned:
                 self._steering.lead_back(one)
+            else:
+                certain.append(record)
         self._steering.position(self._consumer)
+        return certain
 
     def _take_in(self, record: KafkaRecord) -> None:
         if self._leaving:
@@ -269,29 +273,42 @@ class Intake:
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if self._closing:
             return
-        now = time.monotonic()
         self._generation = consumer.consumer_group_metadata()
         self._health.recovered()
+        self._begin(consumer, partitions)
+
+    def _begin(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Own *partitions*, and read them from where the client finds out to begin."""
         self._steering.begin(consumer, partitions)
+        self._own(partitions)
+        self._skip(self._committed(consumer, partitions, LOOK_UP))
+
+    def _own(self, partitions: Iterable[TopicPartition]) -> None:
+        now = time.monotonic()
         for place in places_of(partitions):
             self._just_assigned.add(place)
             self._share.add(place, now)
-        self._skip_what_is_done(consumer, partitions)
 
-    def _skip_what_is_done(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Look up what the former owners have done behind the offsets that they committed.
-
-        The client looks the offsets up by itself and keeps the rest from us.
-        """
+    def _committed(
+        self, consumer: Consumer, partitions: Iterable[TopicPartition], patience: float
+    ) -> list[TopicPartition]:
+        """Return what the group has committed, of those of which that is known in time."""
         places = [TopicPartition(one.topic, one.partition) for one in partitions]
         try:
-            found = consumer.committed(places, timeout=_LOOK_UP) if places else []
+            found = consumer.committed(places, timeout=patience) if places else []
         except KafkaException as error:
-            log.debug("%s: what was done is not known and comes again: %s", self._doing, error)
-            return
-        for one in found:
+            log.debug("%s: what was committed is not known: %s", self._doing, error)
+            return []
+        return [one for one in found if one.error is None]
+
+    def _skip(self, committed: Iterable[TopicPartition]) -> None:
+        """Do not hand out what former owners have done behind the offsets that they committed.
+
+        Where that was not to be learned, it comes again.
+        """
+        for one in committed:
             owned = self._share.at(one.topic, one.partition)
-            if owned is not None and one.error is None:
+            if owned is not None:
                 owned.skip(decode(one.metadata, one.offset))
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

@@ -38,6 +38,7 @@ class OwnedPartition:
         "paused",
         "restless_since",
         "rewinding",
+        "start",
         "topic",
     )
 
@@ -52,6 +53,8 @@ class OwnedPartition:
         self.begun = False
         """Whether the client has shown that it reads it, since the assignment or a rewind."""
         self.restless_since = now
+        self.start: int | None = OFFSET_INVALID
+        """Where to begin: as the client finds out by itself unless it is told; None: not known."""
         self._next: int | None = None
         self._committed = -1
         self._done: deque[range] = deque()
@@ -165,9 +168,16 @@ class OwnedPartition:
 
     @property
     def position(self) -> TopicPartition:
-        """Return where to read from; without an offset where nothing was read yet."""
-        offset = OFFSET_INVALID if self._next is None else self._next
+        """Return where to read from: the start where nothing was read yet."""
+        offset = self.start if self._next is None else self._next
+        if offset is None:
+            raise ValueError(f"{self.name}: where to begin is not known")
         return TopicPartition(self.topic, self.number, offset)
+
+    @property
+    def has_position(self) -> bool:
+        """Tell whether it is known where to read from."""
+        return self._next is not None or self.start is not None
 
     def commit(self, room: int = ROOM) -> TopicPartition:
         """Return what to commit, with up to *room* characters of what is done behind it."""

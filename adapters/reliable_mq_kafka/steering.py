@@ -87,7 +87,7 @@ class Steering:
 
     def position(self, consumer: Consumer) -> None:
         """Tell the client where to read from; what it cannot do now is tried again."""
-        for one in list(self._astray):
+        for one in [one for one in self._astray if one.has_position]:
             try:
                 self._place(consumer, one)
             except KafkaException as error:
@@ -119,6 +119,13 @@ class Steering:
             if one.begun or one.paused or now - one.restless_since < _RESTLESS:
                 continue
             one.restless_since = now
-            if not troubled:
+            if troubled:
+                continue
+            if one.has_position:
                 log.warning("%s: %s is not read; positioning it anew", self._doing, one.name)
                 self.lead_back(one)
+            else:
+                log.warning(
+                    "%s: %s is not read: the brokers do not say where to begin while a "
+                    "transaction of its group is open", self._doing, one.name,
+                )  # fmt: skip

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from reliable_mq import ReliableMQ
-from reliable_mq.adapter import Adapter, Outcome, Received, Subscription
+from reliable_mq.adapter import Adapter, Handled, Outcome, Received
+from reliable_mq.errors import ReliableMQError
 from reliable_mq.events import (
     DuplicateSkipped,
     Event,
@@ -55,15 +56,24 @@ class Recorder:
             self._history.note("publish", sent=sent)
             return outcomes
 
-        def recorded_subscribe(*arguments: Any, **options: Any) -> Subscription:
+        adapter.publish = recorded_publish  # type: ignore[method-assign]
+        adapter.subscribe = self._watched(subscribe)  # type: ignore[method-assign]
+        if adapter.capabilities.transactions:
+            transactional: Any = adapter
+            joined = self._watched(transactional.subscribe_transactional)
+            transactional.subscribe_transactional = joined
+
+    def _watched(self, subscribe: Callable[..., Any]) -> Callable[..., Any]:
+        def recorded_subscribe(*arguments: Any, **options: Any) -> Any:
             subscription = subscribe(*arguments, **options)
             self._watch_subscription(subscription, str(arguments[1:] or options))
             return subscription
 
-        adapter.publish = recorded_publish  # type: ignore[method-assign]
-        adapter.subscribe = recorded_subscribe  # type: ignore[method-assign]
+        return recorded_subscribe
 
     def _watch_subscription(self, subscription: Any, who: str) -> None:
+        if hasattr(subscription, "commit"):
+            self._watch_commits(subscription, who)
         receive, ack, release = subscription.receive, subscription.ack, subscription.release
 
         def recorded_receive(limit: int, timeout: float) -> Any:
@@ -83,9 +93,27 @@ class Recorder:
         subscription.ack = recorded_ack
         subscription.release = recorded_release
 
+    def _watch_commits(self, subscription: Any, who: str) -> None:
+        commit = subscription.commit
+
+        def recorded_commit(handled: Sequence[Handled]) -> Mapping[int, str]:
+            try:
+                refused: Mapping[int, str] = commit(handled)
+            except ReliableMQError as error:
+                self._note(f"not committed, {type(error).__name__}", who, _deliveries(handled))
+                raise
+            self._note(f"refused {refused}" if refused else "commit", who, _deliveries(handled))
+            return refused
+
+        subscription.commit = recorded_commit
+
     def _note(self, what: str, who: str, deliveries: Iterable[Received]) -> None:
         if numbers := [number_of(one.raw.body) for one in deliveries]:
             self._history.note(what, who=who, numbers=numbers)
+
+
+def _deliveries(handled: Iterable[Handled]) -> list[Received]:
+    return [one.delivery for one in handled]
 
 
 def number_of(body: bytes) -> int:

@@ -164,10 +164,18 @@ class World:
         self._make_tables()
         mq.declare()
         cast = self._cast(mq, plot)
+        self._await_work(mq)
         began = time.monotonic()
         with _watched(cast.lives), _under(cast.schedules):
             wait(cast)
         return self._look(mq, cast, time.monotonic() - began)
+
+    def _await_work(self, mq: ReliableMQ) -> None:
+        """Wait until every group has handled something: there is nothing to disturb before."""
+        deadline = time.monotonic() + SETTLE
+        while not all(read(mq, self.direct).truth.effects.values()):
+            assert time.monotonic() < deadline, f"not at work after {SETTLE:g} s: {mq.status()}"
+            threading.Event().wait(0.5)
 
     def _cast(self, mq: ReliableMQ, plot: Plot) -> Cast:
         crew = Crew(self._arena, self._seed, self._clocks)

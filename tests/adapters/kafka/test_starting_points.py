@@ -1,0 +1,142 @@
+"""Where an exactly-once member begins to read, while a transaction of its group is still open."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from reliable_mq.adapter import SENT
+from reliable_mq.testing.contract.base import fresh_name
+from reliable_mq.testing.contract.messages import (
+    numbered,
+    numbers_of,
+    one_key_per_partition,
+)
+from reliable_mq.testing.contract.waiting import wait_for
+from reliable_mq_kafka.adapter import KafkaAdapter
+from tests.adapters.kafka.conftest import Declare, Open
+from tests.adapters.kafka.test_transactions import Copier, MakeCopier
+
+PARTITIONS = 4
+EACH = 10
+"""Messages of each partition; the numbers of partition 2 are 20 to 29."""
+DONE = 6
+"""So many of each partition are behind the group."""
+LEFT = sorted(10 * one + number for one in range(PARTITIONS) for number in range(DONE, EACH))
+
+
+class Past:
+    """What the group has done before: committed, and in a transaction that nobody ends."""
+
+    def __init__(self, place: str, topic: str, group: str) -> None:
+        self._place = place
+        self._offsets = [TopicPartition(topic, one, DONE) for one in range(PARTITIONS)]
+        self._group = group
+        self._begun().commit_transaction(60)
+        self._open = self._begun()
+
+    def _begun(self) -> Producer:
+        producer = Producer(
+            {"bootstrap.servers": self._place, "transactional.id": fresh_name("before")}
+        )
+        producer.init_transactions(60)
+        producer.begin_transaction()
+        # A group without members takes offsets from anybody.
+        nobody = Consumer({"bootstrap.servers": self._place, "group.id": self._group})
+        producer.send_offsets_to_transaction(self._offsets, nobody.consumer_group_metadata(), 60)
+        nobody.close()
+        return producer
+
+    def end(self) -> None:
+        """Abort what is open: from now on it is known where the group is."""
+        self._open.abort_transaction(60)
+
+
+class Reader:
+    """A member that notes what it receives."""
+
+    def __init__(self, copier: Copier) -> None:
+        self._copier = copier
+        self.received: list[int] = []
+
+    def serve(self) -> None:
+        self.received += numbers_of(self._copier.subscription.receive(100, 0.05).deliveries)
+
+    @property
+    def owned(self) -> int:
+        """How many partitions it has."""
+        return sum(1 for _ in self._copier.intake._share)
+
+
+@pytest.fixture
+def group(
+    adapter: KafkaAdapter, open_one: Open, declare: Declare, resources: ExitStack
+) -> MakeCopier:
+    topic = declare(partitions=PARTITIONS)
+    for one, key in enumerate(one_key_per_partition(PARTITIONS)):
+        messages = numbered(topic, range(10 * one, 10 * one + EACH), key=key)
+        assert adapter.publish(messages, 60.0) == [SENT] * EACH
+    return MakeCopier(open_one, topic, declare(), resources)
+
+
+@pytest.fixture
+def past(group: MakeCopier, kafka_url: str) -> Past:
+    return Past(kafka_url.partition("://")[2], group.source, group.group)
+
+
+def serve_until(readers: list[Reader], shares: list[int]) -> None:
+    def shared() -> bool:
+        for reader in readers:
+            reader.serve()
+        return [reader.owned for reader in readers] == shares
+
+    wait_for(shared, f"shares {shares}")
+
+
+def received_by(readers: list[Reader]) -> list[int]:
+    return sorted(number for reader in readers for number in reader.received)
+
+
+def read_all_that_is_left(readers: list[Reader]) -> None:
+    def done() -> bool:
+        for reader in readers:
+            reader.serve()
+        return set(LEFT) <= set(received_by(readers))
+
+    wait_for(done, "what is left")
+
+
+def test_a_member_begins_where_the_group_is_once_that_is_known(
+    group: MakeCopier, past: Past
+) -> None:
+    reader = Reader(group())
+    serve_until([reader], [PARTITIONS])
+    past.end()
+    read_all_that_is_left([reader])
+    assert sorted(reader.received) == LEFT
+
+
+def test_a_rebalance_while_that_is_not_known_leads_nobody_back_to_the_beginning(
+    group: MakeCopier, past: Past
+) -> None:
+    first = Reader(group())
+    serve_until([first], [PARTITIONS])
+    second = Reader(group())
+    serve_until([first, second], [PARTITIONS // 2] * 2)
+    past.end()
+    read_all_that_is_left([first, second])
+    assert received_by([first, second]) == LEFT
+
+
+def test_a_group_that_has_committed_nothing_begins_at_the_beginning(group: MakeCopier) -> None:
+    reader = Reader(group())
+    everything = [10 * one + number for one in range(PARTITIONS) for number in range(EACH)]
+
+    def done() -> bool:
+        reader.serve()
+        return len(reader.received) >= len(everything)
+
+    wait_for(done, "everything")
+    assert sorted(reader.received) == everything
