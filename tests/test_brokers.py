@@ -260,6 +260,18 @@ def test_two_servers_of_a_kind_do_not_meet(own_server: OwnServer) -> None:
     assert two.command("EXISTS kept") == ":0"
 
 
+@pytest.mark.chaos
+def test_temporary_tables_of_mariadb_are_where_no_other_server_finds_them(
+    own_server: OwnServer,
+) -> None:
+    one = own_server("mariadb")
+    engine = create_engine(one.url)
+    with engine.connect() as connection:
+        place = connection.scalar(text("SELECT @@tmpdir"))
+    engine.dispose()
+    assert place == str(one.folder / "tmp")
+
+
 def test_a_server_that_cannot_start_says_why(own_server: OwnServer) -> None:
     with pytest.raises(ServerFailed, match="no-such-option"):
         own_server("redis", {"no-such-option": "1"})

@@ -56,7 +56,7 @@ class Server(ABC):
     """
 
     kind: ClassVar[str]
-    start_timeout: ClassVar[float] = 60.0
+    start_timeout: ClassVar[float] = 120.0
 
     def __init__(self, settings: Mapping[str, str] | None = None) -> None:
         self.settings = dict(settings or {})

@@ -34,14 +34,17 @@ class MariaDB(Server):
 
     def prepare(self) -> None:
         user = run_as("mysql")
-        data = self.folder / "data"
+        data, temporary = self.folder / "data", self.folder / "tmp"
         data.mkdir()
+        # A server removes the temporary tables of others that it finds there.
+        temporary.mkdir()
         (self.folder / "setup.sql").write_text(_SETUP)
         if user is not None:
-            for place in (self.folder, data):
+            for place in (self.folder, data, temporary):
                 shutil.chown(place, user, user)
         command = [
             *("mariadb-install-db", "--no-defaults", f"--datadir={data}"),
+            f"--tmpdir={temporary}",
             *("--auth-root-authentication-method=normal", "--skip-test-db"),
             *([f"--user={user}"] if user else []),
         ]
@@ -52,6 +55,7 @@ class MariaDB(Server):
         user = run_as("mysql")
         options = {
             "datadir": str(self.folder / "data"),
+            "tmpdir": str(self.folder / "tmp"),
             "socket": str(self.folder / "s"),
             "pid-file": str(self.folder / "pid"),
             "port": str(self.port()),

@@ -158,7 +158,7 @@ def _for_each(nodes: Iterable[RabbitMQ], act: str) -> str:
 class _Member(RabbitMQ):
     """A node that is registered with the epmd of its cluster."""
 
-    start_timeout = 120.0
+    start_timeout = 180.0
 
     def __init__(self, cluster: RabbitMQCluster) -> None:
         discovery = {"cluster_formation.peer_discovery_backend": "classic_config"}

@@ -28,7 +28,7 @@ class RedisNodes(Server):
     ``kill``, ``restart``, ``pause`` and ``resume`` take the node they are for, or are for all.
     """
 
-    start_timeout = 120.0
+    start_timeout = 180.0
 
     def __init__(self, count: int, settings: Mapping[str, str] | None = None) -> None:
         super().__init__(settings)

@@ -178,6 +178,7 @@ class World:
             threading.Event().wait(0.5)
 
     def _cast(self, mq: ReliableMQ, plot: Plot) -> Cast:
+        (self._folder / "history").touch()
         crew = Crew(self._arena, self._seed, self._clocks)
         self._stack.callback(crew.close)
         crew.start()

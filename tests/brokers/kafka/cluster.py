@@ -34,7 +34,7 @@ class KafkaCluster(Server):
 
     kind = "kafka-cluster"
     ids = (1, 2, 3)
-    start_timeout = 120.0
+    start_timeout = 180.0
 
     def __init__(self, settings: Mapping[str, str] | None = None) -> None:
         super().__init__(settings)
