@@ -21,6 +21,8 @@ ROLES = ("relay", "relay", "consumer", "consumer", "consumer", "producer", "prod
 SPARED = ("relay", "consumer")
 """Of each of these roles one process lives from beginning to end: the soak is measured on it."""
 STOP_TIMEOUT = 90.0
+LONG = 6000
+"""Characters of the log that are shown."""
 
 
 class Member:
@@ -89,6 +91,10 @@ class Crew:
     def log(self) -> Path:
         """What all of them say."""
         return Path(self._arena.folder) / "members.log"
+
+    def said(self) -> str:
+        """Return the end of that."""
+        return self.log.read_text(errors="replace")[-LONG:] if self.log.exists() else ""
 
     def start(self) -> None:
         """Start one member for each of the roles."""

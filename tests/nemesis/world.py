@@ -164,17 +164,19 @@ class World:
         self._make_tables()
         mq.declare()
         cast = self._cast(mq, plot)
-        self._await_work(mq)
+        self._await_work(mq, cast.crew)
         began = time.monotonic()
         with _watched(cast.lives), _under(cast.schedules):
             wait(cast)
         return self._look(mq, cast, time.monotonic() - began)
 
-    def _await_work(self, mq: ReliableMQ) -> None:
+    def _await_work(self, mq: ReliableMQ, crew: Crew) -> None:
         """Wait until every group has handled something: there is nothing to disturb before."""
         deadline = time.monotonic() + SETTLE
         while not all(read(mq, self.direct).truth.effects.values()):
-            assert time.monotonic() < deadline, f"not at work after {SETTLE:g} s: {mq.status()}"
+            ended = [one.role for one in crew.members if one.exit_code is not None]
+            assert not ended, crew.said()
+            assert time.monotonic() < deadline, f"not at work: {mq.status()}\n{crew.said()}"
             threading.Event().wait(0.5)
 
     def _cast(self, mq: ReliableMQ, plot: Plot) -> Cast:

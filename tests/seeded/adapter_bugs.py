@@ -27,6 +27,23 @@ BUGS: tuple[Bug, ...] = (
         "test_a_partition_is_not_found_under_the_epoch_of_an_ownership_that_is_over",
     ),
     bug(
+        "Kafka: a record read for an ownership that is over is taken for the next one",
+        "reliable_mq_kafka/intake.py",
+        "self._certain(records) if self._just_assigned else records",
+        "records",
+        "adapters/kafka/test_doubtful_records.py::"
+        "test_what_was_read_for_an_ownership_that_is_over_is_not_taken_for_the_next",
+    ),
+    bug(
+        "Kafka: an exactly-once member leaves it to the client where to begin",
+        "reliable_mq_kafka/transactional.py",
+        "    def _begin(self,",
+        "    def _begin_unused(self,",
+        "adapters/kafka/test_starting_points.py::"
+        "test_a_rebalance_while_that_is_not_known_leads_nobody_back_to_the_beginning",
+        servers="kafka",
+    ),
+    bug(
         "RabbitMQ: a multiple acknowledgement covers an unfinished one",
         _TAGS,
         "            if not done:\n                break\n",
