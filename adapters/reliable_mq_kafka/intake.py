@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -14,18 +14,15 @@ from reliable_mq.adapter import Lost, Received
 from reliable_mq.errors import ReliableMQError
 from reliable_mq_kafka.ahead import SPARE, Ahead, Window
 from reliable_mq_kafka.commits import Commits
-from reliable_mq_kafka.completed import decode
 from reliable_mq_kafka.config import Clients
 from reliable_mq_kafka.errors import error_of, is_fatal, reason_of, translate, translated
 from reliable_mq_kafka.health import Health
 from reliable_mq_kafka.partitions import OwnedPartition, Place, Share, places_of
 from reliable_mq_kafka.records import KafkaRecord
+from reliable_mq_kafka.starts import Starts
 from reliable_mq_kafka.steering import Steering
 
 log = logging.getLogger("reliable_mq.kafka")
-
-LOOK_UP = 2.0
-"""Seconds to wait for the group's committed offsets, where it is no misfortune not to know."""
 
 _PROBE = 1.0
 _COMMIT_POLL = 0.01
@@ -46,6 +43,7 @@ class Intake:
         self._ahead = Ahead()
         self._window = Window()
         self._steering = Steering(self._share, self._doing)
+        self._starts = Starts(self._share, self._steering, self._doing)
         self._just_assigned: set[Place] = set()
         self._generation: object = None
         self._look_again = 0.0
@@ -104,6 +102,7 @@ class Intake:
         Returns early with the first record.
         """
         self.commits.send_if_due(self._consumer)
+        self._starts.find(self._consumer)
         self._steering.position(self._consumer)
         self._steering.watch(troubled=self._health.troubled)
         if self._steering.halted and len(self._ahead) <= asked:
@@ -275,41 +274,8 @@ class Intake:
             return
         self._generation = consumer.consumer_group_metadata()
         self._health.recovered()
-        self._begin(consumer, partitions)
-
-    def _begin(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Own *partitions*, and read them from where the client finds out to begin."""
-        self._steering.begin(consumer, partitions)
-        self._own(partitions)
-        self._skip(self._committed(consumer, partitions, LOOK_UP))
-
-    def _own(self, partitions: Iterable[TopicPartition]) -> None:
-        now = time.monotonic()
-        for place in places_of(partitions):
-            self._just_assigned.add(place)
-            self._share.add(place, now)
-
-    def _committed(
-        self, consumer: Consumer, partitions: Iterable[TopicPartition], patience: float
-    ) -> list[TopicPartition]:
-        """Return what the group has committed, of those of which that is known in time."""
-        places = [TopicPartition(one.topic, one.partition) for one in partitions]
-        try:
-            found = consumer.committed(places, timeout=patience) if places else []
-        except KafkaException as error:
-            log.debug("%s: what was committed is not known: %s", self._doing, error)
-            return []
-        return [one for one in found if one.error is None]
-
-    def _skip(self, committed: Iterable[TopicPartition]) -> None:
-        """Do not hand out what former owners have done behind the offsets that they committed.
-
-        Where that was not to be learned, it comes again.
-        """
-        for one in committed:
-            owned = self._share.at(one.topic, one.partition)
-            if owned is not None:
-                owned.skip(decode(one.metadata, one.offset))
+        self._just_assigned.update(places_of(partitions))
+        self._starts.begin(consumer, partitions)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if self._closing:

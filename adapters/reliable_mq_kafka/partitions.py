@@ -53,8 +53,8 @@ class OwnedPartition:
         self.begun = False
         """Whether the client has shown that it reads it, since the assignment or a rewind."""
         self.restless_since = now
-        self.start: int | None = OFFSET_INVALID
-        """Where to begin: as the client finds out by itself unless it is told; None: not known."""
+        self.start: int | None = None
+        """The offset to begin with, where that is known."""
         self._next: int | None = None
         self._committed = -1
         self._done: deque[range] = deque()
@@ -168,7 +168,7 @@ class OwnedPartition:
 
     @property
     def position(self) -> TopicPartition:
-        """Return where to read from: the start where nothing was read yet."""
+        """Return where to read from, which must be known: the start where nothing was read yet."""
         offset = self.start if self._next is None else self._next
         if offset is None:
             raise ValueError(f"{self.name}: where to begin is not known")

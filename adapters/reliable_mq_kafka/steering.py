@@ -63,7 +63,7 @@ class Steering:
     # --- ownership ---
 
     def begin(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Read *partitions*, which were just assigned, from where the brokers say."""
+        """Read *partitions*, which were just assigned, from the offsets in them."""
         # The client keeps a pause beyond the ownership (librdkafka #1849); to resume after the
         # assignment could make it forget where to begin (#2190).
         paused = [one for one in partitions if (one.topic, one.partition) in self._left_paused]
@@ -86,7 +86,7 @@ class Steering:
         self._astray.add(one)
 
     def position(self, consumer: Consumer) -> None:
-        """Tell the client where to read from; what it cannot do now is tried again."""
+        """Tell the client where to read from; what is not known, or it cannot do, comes later."""
         for one in [one for one in self._astray if one.has_position]:
             try:
                 self._place(consumer, one)

@@ -19,15 +19,15 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 
 from reliable_mq.adapter import Batch, Handled
 from reliable_mq.errors import ReliableMQError, StaleDeliveryError, TransportError
 from reliable_mq_kafka.commits import Commits
 from reliable_mq_kafka.config import Clients
 from reliable_mq_kafka.errors import translated
-from reliable_mq_kafka.intake import LOOK_UP, Intake
-from reliable_mq_kafka.partitions import OwnedPartition, Place, places_of
+from reliable_mq_kafka.intake import Intake
+from reliable_mq_kafka.partitions import OwnedPartition, Place
 from reliable_mq_kafka.subscription import KafkaSubscription
 from reliable_mq_kafka.transactions import (
     FencedError,
@@ -41,9 +41,6 @@ log = logging.getLogger("reliable_mq.kafka")
 
 _PATIENCE = 2.0
 """Seconds for one try to make the producer ready; the next goes on with it."""
-
-_AT_FIRST = 0.25
-"""Seconds to wait when it is asked again where to begin, during which nothing else is done."""
 
 
 class NoCommits(Commits):
@@ -69,66 +66,14 @@ class TransactionalIntake(Intake):
 
     def __init__(self, clients: Clients, topics: Sequence[str], group: str) -> None:
         self._members: dict[Place, str] = {}
-        self._nowhere: set[OwnedPartition] = set()
-        self._patience = _AT_FIRST
-        self._look_at = 0.0
         super().__init__(clients, topics, group)
         self.commits = NoCommits(self._share, clients.options.commit_interval)
-
-    # --- where to begin ---
-
-    def pull(self, asked: int, timeout: float) -> None:
-        """See ``Intake.pull``."""
-        if self._nowhere and time.monotonic() >= self._look_at:
-            self._find_starts()
-        super().pull(asked, timeout)
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         super()._on_assign(consumer, partitions)
         member = consumer.memberid()
         for one in partitions:
             self._members[one.topic, one.partition] = member
-
-    def _begin(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Own *partitions*, and tell the client where each begins.
-
-        By itself it would begin anew with the whole topic where the group changes while the
-        offset is in an open transaction: it asks the brokers, is told to ask again, and does not
-        (rdkafka_assignment.c, ``rd_kafka_assignment_apply_offsets``, as of 2.16).
-        """
-        committed = self._committed(consumer, partitions, LOOK_UP)
-        starts = {(one.topic, one.partition): _start(one) for one in committed}
-        # One that begins nowhere yet is at its end meanwhile, and whatever is read is thrown away.
-        places = [
-            TopicPartition(*place, starts.get(place, OFFSET_END)) for place in places_of(partitions)
-        ]
-        self._steering.begin(consumer, places)
-        self._own(partitions)
-        self._patience, self._look_at = _AT_FIRST, 0.0
-        for place in places_of(partitions):
-            one = self._share.at(*place)
-            assert one is not None  # noqa: S101 - owned just now
-            one.start = starts.get(place)
-            if one.start is None:
-                self._steering.lead_back(one)
-                self._nowhere.add(one)
-        self._skip(committed)
-
-    def _find_starts(self) -> None:
-        """Ask again where to begin, and more patiently each time."""
-        self._nowhere = {one for one in self._nowhere if self._share.at(*one.place) is one}
-        places = [TopicPartition(*one.place) for one in self._nowhere]
-        committed = self._committed(self._consumer, places, self._patience)
-        for found in committed:
-            one = self._share.at(found.topic, found.partition)
-            assert one is not None  # noqa: S101 - just now
-            one.start = _start(found)
-            self._nowhere.discard(one)
-        self._skip(committed)
-        self._look_at = time.monotonic() + self._patience
-        self._patience = min(2 * self._patience, LOOK_UP)
-
-    # --- membership ---
 
     def dirty(self) -> list[OwnedPartition]:
         """Return the partitions of which more is done than the brokers know."""
@@ -240,11 +185,6 @@ class TransactionalSubscription(KafkaSubscription):
         """See ``Subscription.close``."""
         super().close()
         self._transactions.close()
-
-
-def _start(committed: TopicPartition) -> int:
-    """Return where to begin: a group that has committed nothing begins with the first record."""
-    return committed.offset if committed.offset >= 0 else OFFSET_BEGINNING
 
 
 def _by_partition(

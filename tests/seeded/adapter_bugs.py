@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from tests.seeded.bug import Bug, bug
+from tests.seeded.bug import Bug, Edit, bug
 
 _PARTITIONS = "reliable_mq_kafka/partitions.py"
+_STARTS = "reliable_mq_kafka/starts.py"
+_AS_IT_LIKES = "TopicPartition(*place, OFFSET_INVALID)"
 _TAGS = "reliable_mq_rabbitmq/tags.py"
 _RUNS = "reliable_mq_rabbitmq/runs.py"
 _LUA = "reliable_mq_redis/lua/"
@@ -34,14 +36,19 @@ BUGS: tuple[Bug, ...] = (
         "adapters/kafka/test_doubtful_records.py::"
         "test_what_was_read_for_an_ownership_that_is_over_is_not_taken_for_the_next",
     ),
-    bug(
-        "Kafka: an exactly-once member leaves it to the client where to begin",
-        "reliable_mq_kafka/transactional.py",
-        "    def _begin(self,",
-        "    def _begin_unused(self,",
-        "adapters/kafka/test_starting_points.py::"
-        "test_a_rebalance_while_that_is_not_known_leads_nobody_back_to_the_beginning",
-        servers="kafka",
+    Bug(
+        "Kafka: it is left to the client where to begin",
+        (
+            Edit(_STARTS, "TopicPartition(*place, starts.get(place, OFFSET_END))", _AS_IT_LIKES),
+            Edit(_STARTS, "one.start = starts.get(place)", "one.start = OFFSET_INVALID"),
+            Edit(_STARTS, "import OFFSET_BEGINNING,", "import OFFSET_INVALID, OFFSET_BEGINNING,"),
+        ),
+        (
+            "adapters/kafka/test_starting_points.py::"
+            "test_a_rebalance_while_that_is_not_known_leads_nobody_back_to_the_beginning"
+            "[exactly-once]",
+        ),
+        servers=("kafka",),
     ),
     bug(
         "RabbitMQ: a multiple acknowledgement covers an unfinished one",

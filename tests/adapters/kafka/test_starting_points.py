@@ -1,4 +1,4 @@
-"""Where an exactly-once member begins to read, while a transaction of its group is still open."""
+"""Where a member begins to read, while a transaction of its group is still open."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from reliable_mq.adapter import SENT
+from reliable_mq.adapter import SENT, Subscription
 from reliable_mq.testing.contract.base import fresh_name
 from reliable_mq.testing.contract.messages import (
     numbered,
@@ -16,8 +16,8 @@ from reliable_mq.testing.contract.messages import (
 )
 from reliable_mq.testing.contract.waiting import wait_for
 from reliable_mq_kafka.adapter import KafkaAdapter
+from reliable_mq_kafka.subscription import KafkaSubscription
 from tests.adapters.kafka.conftest import Declare, Open
-from tests.adapters.kafka.test_transactions import Copier, MakeCopier
 
 PARTITIONS = 4
 EACH = 10
@@ -57,33 +57,59 @@ class Past:
 class Reader:
     """A member that notes what it receives."""
 
-    def __init__(self, copier: Copier) -> None:
-        self._copier = copier
+    def __init__(self, subscription: KafkaSubscription) -> None:
+        self._subscription = subscription
         self.received: list[int] = []
 
     def serve(self) -> None:
-        self.received += numbers_of(self._copier.subscription.receive(100, 0.05).deliveries)
+        self.received += numbers_of(self._subscription.receive(100, 0.05).deliveries)
 
     @property
     def owned(self) -> int:
         """How many partitions it has."""
-        return sum(1 for _ in self._copier.intake._share)
+        intake = self._subscription._intake
+        return 0 if intake is None else sum(1 for _ in intake._share)
 
 
-@pytest.fixture
+class Group:
+    """Makes members of one group, with transactions of their own or, after these, without."""
+
+    def __init__(self, open_one: Open, topic: str, stack: ExitStack, *, exactly: bool) -> None:
+        self.topic, self.name = topic, fresh_name("group")
+        self._open_one = open_one
+        self._stack = stack
+        self._exactly = exactly
+
+    def join(self) -> Reader:
+        adapter = self._open_one(query="session_timeout=6")
+        subscription: Subscription
+        if self._exactly:
+            subscription = adapter.subscribe_transactional([self.topic], self.name, prefetch=100)
+        else:
+            subscription = adapter.subscribe([self.topic], self.name, prefetch=100, ordered=False)
+        assert isinstance(subscription, KafkaSubscription)
+        self._stack.callback(subscription.close)
+        return Reader(subscription)
+
+
+@pytest.fixture(params=["exactly-once", "at-least-once"])
 def group(
-    adapter: KafkaAdapter, open_one: Open, declare: Declare, resources: ExitStack
-) -> MakeCopier:
+    request: pytest.FixtureRequest,
+    adapter: KafkaAdapter,
+    open_one: Open,
+    declare: Declare,
+    resources: ExitStack,
+) -> Group:
     topic = declare(partitions=PARTITIONS)
     for one, key in enumerate(one_key_per_partition(PARTITIONS)):
         messages = numbered(topic, range(10 * one, 10 * one + EACH), key=key)
         assert adapter.publish(messages, 60.0) == [SENT] * EACH
-    return MakeCopier(open_one, topic, declare(), resources)
+    return Group(open_one, topic, resources, exactly=request.param == "exactly-once")
 
 
 @pytest.fixture
-def past(group: MakeCopier, kafka_url: str) -> Past:
-    return Past(kafka_url.partition("://")[2], group.source, group.group)
+def past(group: Group, kafka_url: str) -> Past:
+    return Past(kafka_url.partition("://")[2], group.topic, group.name)
 
 
 def serve_until(readers: list[Reader], shares: list[int]) -> None:
@@ -108,10 +134,8 @@ def read_all_that_is_left(readers: list[Reader]) -> None:
     wait_for(done, "what is left")
 
 
-def test_a_member_begins_where_the_group_is_once_that_is_known(
-    group: MakeCopier, past: Past
-) -> None:
-    reader = Reader(group())
+def test_a_member_begins_where_the_group_is_once_that_is_known(group: Group, past: Past) -> None:
+    reader = group.join()
     serve_until([reader], [PARTITIONS])
     past.end()
     read_all_that_is_left([reader])
@@ -119,19 +143,19 @@ def test_a_member_begins_where_the_group_is_once_that_is_known(
 
 
 def test_a_rebalance_while_that_is_not_known_leads_nobody_back_to_the_beginning(
-    group: MakeCopier, past: Past
+    group: Group, past: Past
 ) -> None:
-    first = Reader(group())
+    first = group.join()
     serve_until([first], [PARTITIONS])
-    second = Reader(group())
+    second = group.join()
     serve_until([first, second], [PARTITIONS // 2] * 2)
     past.end()
     read_all_that_is_left([first, second])
     assert received_by([first, second]) == LEFT
 
 
-def test_a_group_that_has_committed_nothing_begins_at_the_beginning(group: MakeCopier) -> None:
-    reader = Reader(group())
+def test_a_group_that_has_committed_nothing_begins_at_the_beginning(group: Group) -> None:
+    reader = group.join()
     everything = [10 * one + number for one in range(PARTITIONS) for number in range(EACH)]
 
     def done() -> bool:

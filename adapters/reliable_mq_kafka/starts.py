@@ -1,0 +1,99 @@
+"""Where to begin with a partition: the brokers are asked here, and the client is told.
+
+By itself librdkafka would begin with the whole partition anew where the group changes while an
+offset of its is in an open transaction: it asks the brokers, is told to ask again, and does not
+(``rd_kafka_assignment_apply_offsets`` in rdkafka_assignment.c, as of 2.16). Only exactly-once
+handlers have transactions, but a group may have been theirs before.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, TopicPartition
+
+from reliable_mq_kafka.completed import decode
+from reliable_mq_kafka.partitions import OwnedPartition, Share, places_of
+from reliable_mq_kafka.steering import Steering
+
+log = logging.getLogger("reliable_mq.kafka")
+
+_PATIENCE = 2.0
+"""Seconds to wait for the brokers' answer, during which nothing else is done."""
+_AT_FIRST = 0.25
+"""The same where they have not known it, or not answered, before."""
+
+
+class Starts:
+    """Owns what is assigned, and has each partition read from where the group is.
+
+    Where that is not known it is asked again; nothing of the partition is taken in before. Used by
+    the thread that polls the client.
+    """
+
+    def __init__(self, share: Share, steering: Steering, doing: str) -> None:
+        self._share = share
+        self._steering = steering
+        self._doing = doing
+        self._nowhere: set[OwnedPartition] = set()
+        self._patience = _AT_FIRST
+        self._look_at = 0.0
+
+    def begin(self, consumer: Consumer, partitions: Iterable[TopicPartition]) -> None:
+        """Own *partitions*, which were just assigned, and read those whose start is known."""
+        places = places_of(partitions)
+        committed = self._committed(consumer, [TopicPartition(*place) for place in places])
+        starts = {(one.topic, one.partition): _start(one) for one in committed}
+        # One that begins nowhere yet is at its end meanwhile: what is read is thrown away.
+        positions = [TopicPartition(*place, starts.get(place, OFFSET_END)) for place in places]
+        self._steering.begin(consumer, positions)
+        now = time.monotonic()
+        for place in places:
+            one = self._share.add(place, now)
+            one.start = starts.get(place)
+            if one.start is None:
+                self._steering.lead_back(one)
+                self._nowhere.add(one)
+        self._skip(committed)
+        self._patience, self._look_at = _AT_FIRST, 0.0
+
+    def find(self, consumer: Consumer) -> None:
+        """Ask again for what is not known, if it is time; more patiently each time."""
+        if not self._nowhere or time.monotonic() < self._look_at:
+            return
+        self._nowhere = {one for one in self._nowhere if self._share.at(*one.place) is one}
+        places = [TopicPartition(*one.place) for one in self._nowhere]
+        committed = self._committed(consumer, places, self._patience)
+        for found in committed:
+            one = self._share.at(found.topic, found.partition)
+            if one is not None:
+                one.start = _start(found)
+                self._nowhere.discard(one)
+        self._skip(committed)
+        self._look_at = time.monotonic() + self._patience
+        self._patience = min(2 * self._patience, _PATIENCE)
+
+    def _committed(
+        self, consumer: Consumer, places: list[TopicPartition], patience: float = _PATIENCE
+    ) -> list[TopicPartition]:
+        """Return what the group has committed, of those of which that is known in time."""
+        try:
+            found = consumer.committed(places, timeout=patience) if places else []
+        except KafkaException as error:
+            log.debug("%s: where to begin is not known: %s", self._doing, error)
+            return []
+        return [one for one in found if one.error is None]
+
+    def _skip(self, committed: Iterable[TopicPartition]) -> None:
+        """Do not hand out what former owners have done behind the offsets that they committed."""
+        for one in committed:
+            owned = self._share.at(one.topic, one.partition)
+            if owned is not None:
+                owned.skip(decode(one.metadata, one.offset))
+
+
+def _start(committed: TopicPartition) -> int:
+    """Return where to begin: a group that has committed nothing begins with the first record."""
+    return committed.offset if committed.offset >= 0 else OFFSET_BEGINNING
