@@ -196,8 +196,10 @@ class Subscription(Protocol):
     def flush(self) -> None:
         """Block until everything acknowledged so far is durably done on the broker.
 
-        An at-most-once handler runs only after this. Raises ``TransportError`` where that is not
-        known; the deliveries may come again.
+        An at-most-once handler runs right after this, whatever is lost then. Hence it raises
+        ``TransportError`` where that is not known, and also as long as a loss has not been
+        reported by ``receive``: an acknowledgement that came after it did nothing. What is not
+        lost may be acknowledged again.
         """
         ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,11 @@ class Runtime:
         """Tell the relays of other processes after each commit that appended; no I/O before."""
         self.notifier = Notifier(self.store)
         self.notifier.start()
+
+    @property
+    def owner(self) -> str:
+        """The name under which this process holds leases: a fork has its parent's ``instance``."""
+        return f"{self.instance}.{os.getpid()}"
 
     def close(self) -> None:
         """Close the adapter, for good, and the engines made here; the store connects again."""

@@ -92,7 +92,7 @@ class Service:
             settings=self._settings,
             events=self._events,
             clock=runtime.clock,
-            instance=runtime.instance,
+            instance=runtime.owner,
         )
 
     def _make_consumer(self, spec: HandlerSpec) -> GroupConsumer:
@@ -155,7 +155,7 @@ class Service:
             settings=self._settings,
             events=self._events,
             clock=self._runtime.clock,
-            instance=self._runtime.instance,
+            instance=self._runtime.owner,
             stop=self._stop,
         )
         for consumer in consumers:

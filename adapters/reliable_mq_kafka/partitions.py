@@ -35,6 +35,7 @@ class OwnedPartition:
         "epoch",
         "name",
         "number",
+        "parked",
         "paused",
         "restless_since",
         "rewinding",
@@ -53,6 +54,8 @@ class OwnedPartition:
         self.begun = False
         """Whether the client has shown that it reads it, since the assignment or a rewind."""
         self.restless_since = now
+        self.parked = False
+        """Whether the client reads it at its end, until it is known where to begin."""
         self.start: int | None = None
         """The offset to begin with, where that is known."""
         self._next: int | None = None

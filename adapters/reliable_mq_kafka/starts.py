@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Iterable
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, TopicPartition
@@ -37,7 +38,7 @@ class Starts:
         self._share = share
         self._steering = steering
         self._doing = doing
-        self._nowhere: set[OwnedPartition] = set()
+        self._nowhere: deque[OwnedPartition] = deque()
         self._patience = _AT_FIRST
         self._look_at = 0.0
 
@@ -54,26 +55,35 @@ class Starts:
             one = self._share.add(place, now)
             one.start = starts.get(place)
             if one.start is None:
+                one.parked = True
                 self._steering.lead_back(one)
-                self._nowhere.add(one)
+                self._nowhere.append(one)
         self._skip(committed)
         self._patience, self._look_at = _AT_FIRST, 0.0
 
     def find(self, consumer: Consumer) -> None:
-        """Ask again for what is not known, if it is time; more patiently each time."""
+        """Ask again for what is not known, if it is time; more patiently each time.
+
+        One partition a request: one with an open transaction keeps the answer for all back. The
+        first without an answer ends it for now, and is the last the next time.
+        """
         if not self._nowhere or time.monotonic() < self._look_at:
             return
-        self._nowhere = {one for one in self._nowhere if self._share.at(*one.place) is one}
-        places = [TopicPartition(*one.place) for one in self._nowhere]
-        committed = self._committed(consumer, places, self._patience)
-        for found in committed:
-            one = self._share.at(found.topic, found.partition)
-            if one is not None:
-                one.start = _start(found)
-                self._nowhere.discard(one)
-        self._skip(committed)
+        while self._nowhere and self._find_one(consumer, self._nowhere[0]):
+            self._nowhere.popleft()
+        self._nowhere.rotate(-1)
         self._look_at = time.monotonic() + self._patience
         self._patience = min(2 * self._patience, _PATIENCE)
+
+    def _find_one(self, consumer: Consumer, one: OwnedPartition) -> bool:
+        """Return whether *one* needs no further look."""
+        if self._share.at(*one.place) is not one:
+            return True
+        committed = self._committed(consumer, [TopicPartition(*one.place)], self._patience)
+        for found in committed:
+            one.start = _start(found)
+        self._skip(committed)
+        return bool(committed)
 
     def _committed(
         self, consumer: Consumer, places: list[TopicPartition], patience: float = _PATIENCE

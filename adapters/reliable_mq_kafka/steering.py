@@ -93,13 +93,14 @@ class Steering:
             except KafkaException as error:
                 log.debug("%s: cannot be positioned yet: %s", one.name, error)
             else:
-                one.rewinding = one.begun = False
+                one.rewinding = one.begun = one.parked = False
                 one.restless_since = time.monotonic()
                 self._astray.remove(one)
 
     def _place(self, consumer: Consumer, one: OwnedPartition) -> None:
+        # By a seek where that can do: to unassign could be taken for the answer to a rebalance.
         self._resume(consumer, [one])
-        if one.begun:
+        if one.begun or one.parked:
             consumer.seek(one.position)
         else:
             # It cannot seek in a partition that it does not read.
@@ -123,6 +124,7 @@ class Steering:
                 continue
             if one.has_position:
                 log.warning("%s: %s is not read; positioning it anew", self._doing, one.name)
+                one.parked = False
                 self.lead_back(one)
             else:
                 log.warning(

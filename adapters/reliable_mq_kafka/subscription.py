@@ -14,6 +14,7 @@ _SLICE = 0.1
 _FLUSH_SLICE = 0.005
 _FLUSH_WITHIN = 10.0
 _CLOSE_WITHIN = 3.0
+_TOO_LATE = "a partition was lost before its acknowledgements were committed; they come again"
 
 
 class KafkaSubscription:
@@ -97,7 +98,11 @@ class KafkaSubscription:
         acknowledgements were committed.
         """
         intake = self._intake
-        if intake is None or self._closed:
+        if self._closed:
+            return
+        if self._has_news():
+            raise TransportError(_TOO_LATE)
+        if intake is None:
             return
         end = time.monotonic() + _FLUSH_WITHIN
         intake.commits.forfeited = False
@@ -106,10 +111,13 @@ class KafkaSubscription:
                 raise intake.unanswered("cannot commit")
             intake.commit_now()
             intake.pull(0, _FLUSH_SLICE)
+        # What was committed when its partition was revoked meanwhile is done, and not lost.
         if intake.commits.forfeited:
-            raise TransportError(
-                "a partition was lost before its acknowledgements were committed; they come again"
-            )
+            raise TransportError(_TOO_LATE)
+
+    def _has_news(self) -> bool:
+        """Tell whether a loss is to be reported."""
+        return bool(self._lost) or (self._intake is not None and self._intake.has_news)
 
     # --- handing back ---
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -76,8 +77,13 @@ class RedisAdapter:
             topics=topics,
             group=group,
             prefetch=prefetch,
-            member=f"{keys.CONSUMER_PREFIX}{self._context.instance}-{next(self._members)}",
+            member=self._member(),
         )
+
+    def _member(self) -> str:
+        # A forked process has its parent's instance, and the counter as it was.
+        instance = f"{self._context.instance}-{os.getpid()}"
+        return f"{keys.CONSUMER_PREFIX}{instance}-{next(self._members)}"
 
     def lag(self, topic: str, group: str) -> int:
         """See the protocol."""

@@ -111,8 +111,12 @@ class StreamSubscription(Subscription, ABC):
 
         Without these there is nothing to wait for: ``ack`` returns when the server has done it.
         Raises ``TransportError`` where the copies are not there within ``wait_timeout``, also at
-        the next call, until they are.
+        the next call, until they are; and after a loss until that is reported.
         """
+        if self._lost:
+            raise TransportError(
+                f"acknowledging as group {self.group!r}: some was lost before, and comes again"
+            )
         if not copies.asked_for(self._options):
             return
         for lane in self._lanes:

@@ -31,14 +31,25 @@ class UnorderedSubscription(StreamSubscription):
         super().__init__(*args, **kwargs)
         self._epoch = 0
         self._next_look: dict[str, float] = {}
+        self._late: dict[str, Stream] = {}
 
     # --- the protocol ---
 
     def ack(self, deliveries: Sequence[Received]) -> None:
-        """Acknowledge at once: when this returns, the server has done it."""
+        """Acknowledge at once: when this returns, the server has done it.
+
+        Of what is another's by now, nothing: the next ``flush`` says so.
+        """
         with self._unbroken(f"acknowledging as group {self.group!r}"):
-            self._on_mine(scripts.ACK, deliveries)
+            late = _anothers(self._on_mine(scripts.ACK, deliveries))
+            self._late.update((stream.name, stream) for stream in late)
             self.held.drop(deliveries)
+
+    def flush(self) -> None:
+        """See the base; where something was another's its whole stream is reported lost."""
+        late, self._late = self._late, {}
+        self._lose(late.values())
+        super().flush()
 
     def release(self, deliveries: Sequence[Received]) -> None:
         """Hand back: whichever member looks next takes them, the others go on undisturbed."""
@@ -53,10 +64,7 @@ class UnorderedSubscription(StreamSubscription):
         ours, comes again.
         """
         with self._unbroken(f"renewing as group {self.group!r}"):
-            for stream, renewed, asked in self._on_mine(scripts.KEEP, deliveries):
-                if renewed < asked:
-                    self.lose(stream)
-                    self._begin(stream)
+            self._lose(_anothers(self._on_mine(scripts.KEEP, deliveries)))
 
     def hand_over(self, partition: str) -> None:
         """Nothing is owned in an unordered group."""
@@ -80,12 +88,18 @@ class UnorderedSubscription(StreamSubscription):
                 done.append((stream, count, len(group)))
         return done
 
+    def _lose(self, streams: Iterable[Stream]) -> None:
+        for stream in streams:
+            self.lose(stream)
+            self._begin(stream)
+
     def _begin(self, stream: Stream) -> None:
         self._epoch += 1
         stream.epoch = self._epoch
         stream.cursor = "0"
 
     def _connected(self, lane: Lane) -> None:
+        self._late.clear()  # reported lost with the connection
         for stream in lane.all_streams():
             self._begin(stream)
         self._next_look.clear()
@@ -146,3 +160,8 @@ class UnorderedSubscription(StreamSubscription):
             scripts.FORGET.call([name], self.group, keys.CONSUMER_PREFIX, 0, self.me)
             for name in names
         ]
+
+
+def _anothers(done: Iterable[tuple[Stream, int, int]]) -> list[Stream]:
+    """Return the streams of which not everything that was asked for was still ours."""
+    return [stream for stream, ours, asked in done if ours < asked]

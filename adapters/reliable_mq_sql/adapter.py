@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -132,7 +133,9 @@ class SqlAdapter:
         self, topics: Sequence[str], group: str, *, prefetch: int, ordered: bool
     ) -> SqlSubscription:
         """See ``Adapter.subscribe``. Ordered or not, a partition belongs to one member."""
-        owner = f"{_short(self._context.instance)}.{next(self._numbers)}"
+        # A forked process has its parent's instance, and the counter as it was.
+        instance = f"{self._context.instance}.{os.getpid()}"
+        owner = f"{_short(instance)}.{next(self._numbers)}"
         lease = self._context.lease
         subscription = SqlSubscription(
             self._database,

@@ -183,8 +183,13 @@ class SqlSubscription:
 
     def flush(self) -> None:
         """See ``Subscription.flush``."""
-        if not self._closed:
-            self._commit()
+        if self._closed:
+            return
+        self._commit()
+        if self._lost or any(one.fenced for one in self._owned()):
+            raise TransportError(
+                "a partition was lost before its acknowledgements were committed; they come again"
+            )
 
     def _is_commit_due(self) -> bool:
         return self._acked_at is not None and time.monotonic() - self._acked_at >= _COMMIT_AFTER

@@ -16,40 +16,38 @@ class AckFirst:
 
     def __init__(self) -> None:
         self._taken: list[Received] = []
-        self._settled: list[Received] = []
+        self._in_doubt = False
 
-    def settle(self, subscription: Subscription) -> None:
-        """Acknowledge what was taken in; raise ``TransportError`` where that is not known."""
-        if self._taken:
-            subscription.ack(self._taken)
-            subscription.flush()
-            crash_point("ack_first.settled")
-            self._settled, self._taken = self._taken, []
+    def settle(self, subscription: Subscription) -> Sequence[Received]:
+        """Acknowledge what was taken in, and return it: it is to be handled, whatever is lost now.
 
-    def settled(self, lost: Sequence[Lost]) -> Sequence[Received]:
-        """Return what was settled before *lost* was reported: to be handled now.
-
-        The acknowledgement of an ownership that was lost meanwhile did nothing; what belongs to
-        it comes again, here or elsewhere.
+        Raises ``TransportError`` where not all of it is known to be acknowledged. What was not
+        is reported lost then, or can be acknowledged again.
         """
-        self._settled = [one for one in self._settled if not _is_lost(one, lost)]
+        if not self._taken:
+            return ()
+        self._in_doubt = True
+        subscription.ack(self._taken)
+        subscription.flush()
+        crash_point("ack_first.settled")
+        settled, self._taken, self._in_doubt = self._taken, [], False
+        return settled
+
+    def take(self, deliveries: Sequence[Received], lost: Sequence[Lost]) -> None:
+        """Take *deliveries* in, and forget what was *lost*: it comes again, here or elsewhere."""
         self._taken = [one for one in self._taken if not _is_lost(one, lost)]
-        return self._settled
-
-    def take(self, deliveries: Sequence[Received]) -> None:
-        """Take *deliveries* in; what was settled has been handed on."""
+        self._in_doubt = self._in_doubt and bool(self._taken)
         self._taken.extend(deliveries)
-        self._settled = []
-
-    @property
-    def ready(self) -> bool:
-        """Tell whether something is settled: a look at what was lost, and it can be handled."""
-        return bool(self._settled)
 
     @property
     def idle(self) -> bool:
         """Tell whether there is nothing on its way."""
-        return not (self._taken or self._settled)
+        return not self._taken
+
+    @property
+    def in_doubt(self) -> int:
+        """How many may be acknowledged, and are not known to be: no handler may see them."""
+        return len(self._taken) if self._in_doubt else 0
 
 
 def _is_lost(delivery: Received, lost: Sequence[Lost]) -> bool:

@@ -231,11 +231,13 @@ class GroupConsumer:
 
     def _patience(self) -> float:
         """Return how long to wait for deliveries, in seconds."""
-        waiting = self._ack_first is not None and self._ack_first.ready
-        return 0.0 if waiting else RECEIVE_TIMEOUT
+        return RECEIVE_TIMEOUT
 
     def _room(self) -> int:
         if self._store_down or self.paused:
+            return 0
+        if self._ack_first is not None and not self._ack_first.idle:
+            # Their acknowledgement has failed: more would only be more to lose.
             return 0
         if self.scheduler.held_bytes >= MAX_HELD_BYTES:
             return 0
@@ -246,8 +248,7 @@ class GroupConsumer:
             crash_point("consumer.received")
         if self._ack_first is not None:
             # What is with the scheduler was acknowledged: nobody else will get it.
-            self._put(self._ack_first.settled(batch.lost))
-            self._ack_first.take(batch.deliveries)
+            self._ack_first.take(batch.deliveries, batch.lost)
             return
         if batch.lost:
             dropped = self._drop(batch.lost)
@@ -275,7 +276,7 @@ class GroupConsumer:
     def _acknowledge(self, subscription: Subscription) -> None:
         finished = self.scheduler.take_finished()
         if self._ack_first is not None:
-            self._ack_first.settle(subscription)
+            self._put(self._ack_first.settle(subscription))
             return
         # Kept until the adapter took them: an acknowledgement that failed is made again.
         self._unacknowledged.extend(finished)
@@ -322,7 +323,6 @@ class GroupConsumer:
         crash_point("consumer.draining")
         deadline = time.monotonic() + self._grace
         if self._ack_first is not None:
-            self._put(self._ack_first.settled(()))
             self._serve_until(lambda: not self.scheduler.held_count, subscription, deadline)
         self.scheduler.stop()
         self._serve_until(lambda: not self.scheduler.working, subscription, deadline)
@@ -331,7 +331,7 @@ class GroupConsumer:
         if self._ack_first is None:
             self.left = self._left()
         else:
-            self.lost = self._left()
+            self.lost = self._left() + self._ack_first.in_doubt
         crash_point("consumer.closing")
         if subscription is not None:
             subscription.close()
@@ -359,6 +359,8 @@ class GroupConsumer:
             batch = subscription.receive(0, 0.0)
             if self._ack_first is None:
                 self._drop(batch.lost)
+            else:
+                self._ack_first.take((), batch.lost)
             self._keep_alive(subscription)
         except ReliableMQError as error:
             log.debug("while stopping: %r", error)

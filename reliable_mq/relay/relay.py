@@ -328,7 +328,11 @@ class Relay:
         unreadable: list[tuple[Outgoing, str]] = []
         broken: set[RowKey | None] = set()
         for row in batch:
-            if verdict.is_stopped(row) or self._waiting.blocks(row):
+            if verdict.is_stopped(row):
+                continue
+            if self._waiting.blocks(row):
+                # Behind it nothing of its key is sent either, though it may wait no more by then.
+                verdict.stop(row)
                 continue
             if row.key is not None and row.key in broken:
                 continue

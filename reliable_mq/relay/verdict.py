@@ -38,6 +38,10 @@ class Verdict:
     def refuse(self, row: Outgoing, cause: str) -> None:
         """Note that *row* can never be sent; what follows it in its key is stopped."""
         self.unfit.append(Unfit(row, cause))
+        self.stop(row)
+
+    def stop(self, row: Outgoing) -> None:
+        """Let what follows *row* in its key wait for the next read."""
         if row.key is not None:
             self.stopped.add(row.key)
 
@@ -58,8 +62,7 @@ def judge(rows: Sequence[Outgoing], outcomes: Sequence[Outcome], verdict: Verdic
             verdict.sent.append(row)
         elif not verdict.is_stopped(row):
             failed.append((row, outcome))
-            if row.key is not None:
-                verdict.stopped.add(row.key)
+            verdict.stop(row)
     _find_outage(verdict, failed)
     _find_routes(verdict, failed)
     for row, outcome in failed:

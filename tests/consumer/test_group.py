@@ -20,6 +20,7 @@ from reliable_mq import (
     TransportError,
 )
 from reliable_mq.consumer import processor
+from reliable_mq.consumer.ack_first import AHEAD
 from reliable_mq.testing import Harness
 from reliable_mq.testing.contract.waiting import wait_for
 from reliable_mq.testing.memory import MemoryBroker
@@ -115,6 +116,82 @@ def test_a_rebalance_does_not_take_an_acknowledged_message_from_its_at_most_once
             gate.open()
             gate.wait_for(11)
         assert gate.came == list(range(11))
+
+
+def test_an_acknowledged_message_is_handled_though_its_partition_is_lost_at_once(
+    mq: ReliableMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    flush = MemorySubscription.flush
+
+    @mq.handler(TOPIC, guarantee="at-most-once")
+    def handle(number: int) -> None:
+        calls.append(number)
+
+    with Harness(mq) as h:
+
+        def flush_and_lose(subscription: MemorySubscription) -> None:
+            flush(subscription)
+            h.broker.revoke()
+
+        monkeypatch.setattr(MemorySubscription, "flush", flush_and_lose)
+        for number in range(5):
+            h.broker.inject(TOPIC, b"%d" % number)
+        h.run()
+        assert calls == list(range(5))
+
+
+def test_what_cannot_be_acknowledged_is_not_handled_and_no_more_is_taken_in(
+    mq: ReliableMQ, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[int] = []
+    tries: list[int] = []
+
+    def fail(subscription: MemorySubscription) -> None:
+        tries.append(1)
+        raise TransportError("its copies lack")
+
+    @mq.handler(TOPIC, guarantee="at-most-once")
+    def handle(number: int) -> None:
+        calls.append(number)
+
+    with Harness(mq) as h:
+        for number in range(3 * AHEAD):
+            h.broker.inject(TOPIC, b"%d" % number)
+        monkeypatch.setattr(MemorySubscription, "flush", fail)
+        with mq.running():
+            wait_for(lambda: len(tries) >= 3, "several tries")
+        assert calls == []
+        assert h.broker.lag(TOPIC, "tests") == 2 * AHEAD
+        assert f"stopped with {AHEAD} deliveries of at-most-once handlers" in caplog.text
+        monkeypatch.undo()
+        h.run()
+        assert calls == list(range(AHEAD, 3 * AHEAD))
+
+
+def test_a_message_whose_acknowledgement_did_nothing_is_not_handled_before_it_comes_again(
+    mq: ReliableMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    ack = MemorySubscription.ack
+    late = iter([True])
+
+    @mq.handler(TOPIC, guarantee="at-most-once")
+    def handle(number: int) -> None:
+        calls.append(number)
+
+    with Harness(mq) as h:
+
+        def acknowledge_too_late(subscription: MemorySubscription, deliveries: object) -> None:
+            if next(late, False):
+                h.broker.revoke()
+            ack(subscription, deliveries)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(MemorySubscription, "ack", acknowledge_too_late)
+        for number in range(5):
+            h.broker.inject(TOPIC, b"%d" % number)
+        h.run()
+        assert calls == list(range(5))
 
 
 def test_a_stop_waits_for_what_at_most_once_handlers_have_acknowledged(mq: ReliableMQ) -> None:

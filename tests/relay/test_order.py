@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import event
 
+from reliable_mq.relay import waiting as waiting_topics
 from tests.relay.support import (
     REFUSED,
     UNKNOWN,
@@ -137,6 +138,28 @@ def test_a_message_that_may_be_sent_later_stops_only_its_key(timed_store, clock,
     clock.advance(60)
     drain(relay)
     assert broker.log == ["x1", "x2", "k1", "k2", "k3"]
+
+
+def test_what_is_behind_a_skipped_message_is_skipped_though_its_topic_has_a_route_by_then(
+    store, broker, monkeypatch
+):
+    monkeypatch.setattr(waiting_topics, "_MAX_TOPICS", 1)
+    broker.topics = {"nobody": UNROUTABLE, "nobody either": UNROUTABLE}
+
+    def deploy_its_consumer(messages):
+        if messages[0].topic == "nobody either":
+            broker.topics.pop("nobody", None)
+
+    broker.gate = deploy_its_consumer
+    commit(
+        store,
+        message("first", None, topic="nobody"),
+        message("k1", topic="nobody"),
+        message("other", None, topic="nobody either"),
+        message("k2", topic="nobody"),
+    )
+    make_relay(store, broker, batch_size=1).step()
+    assert "k2" not in broker.log
 
 
 def test_trap_12_no_transaction_is_open_while_it_publishes(store, broker):

@@ -53,6 +53,22 @@ BUGS = (
         _HANDLING + "test_at_most_once_is_acknowledged_before_the_handler_runs[sqlite]",
     ),
     bug(
+        "more is acknowledged while it is not known whether the last was",
+        _GROUP,
+        "if self._ack_first is not None and not self._ack_first.idle:",
+        "if False:",
+        "consumer/test_group.py::"
+        "test_what_cannot_be_acknowledged_is_not_handled_and_no_more_is_taken_in",
+    ),
+    bug(
+        "an acknowledgement that came too late counts",
+        "reliable_mq/testing/memory/broker.py",
+        "            return bool(member.lost)",
+        "            return False",
+        "consumer/test_group.py::"
+        "test_a_message_whose_acknowledgement_did_nothing_is_not_handled_before_it_comes_again",
+    ),
+    bug(
         "the inbox is written and not asked",
         _SUBJECTS,
         "return claimed if claimed.new else self._not_new(transaction, subject, claimed.known)",

@@ -169,6 +169,15 @@ def test_the_idle_limit_changes_with_each_transaction_and_spares_the_application
 
 
 @on_servers
+def test_whoever_is_stopped_in_a_transaction_of_our_own_frees_its_rows(bridge):
+    def limit() -> str:
+        with bridge.store.transaction() as connection:
+            return idle_limit(connection)
+
+    assert limit() in ("30s", "30")
+
+
+@on_servers
 def test_a_short_idle_limit_does_not_meet_a_plain_read_that_comes_later(bridge):
     dialect = bridge.store.dialect
 

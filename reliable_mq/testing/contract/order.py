@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from reliable_mq.adapter import Adapter, Received
+from reliable_mq.errors import TransportError
 from reliable_mq.message import Message
 from reliable_mq.partitioning import partition_for
 from reliable_mq.testing.contract.base import (
@@ -119,6 +120,19 @@ class OrderContract(ContractBase):
         consumer.subscription.hand_over("no such partition")
         ledger.drain([consumer, other], SENT_COUNT)
         assert ledger.effects == {"key": list(range(SENT_COUNT))}
+
+    def test_an_ack_behind_a_loss_is_not_flushed_before_the_loss_is_reported(
+        self, adapter: Adapter, declare: Declare, reader: OpenReader
+    ) -> None:
+        _, consumer, _ = _holding(adapter, declare, reader)
+        held = list(consumer.held)
+        consumer.subscription.hand_over(held[0].partition)
+        consumer.subscription.ack(held)
+        for _ in range(2):
+            with pytest.raises(TransportError):
+                consumer.subscription.flush()
+        consumer.wait_until_lost(held[0])
+        consumer.subscription.flush()
 
     def test_a_second_member_gets_its_share_without_a_gap(
         self, adapter: Adapter, declare: Declare, reader: OpenReader, another: OpenAnother

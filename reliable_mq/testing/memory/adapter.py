@@ -61,7 +61,9 @@ class MemorySubscription:
         return self._broker.commit(self._member, handled, self._limit)
 
     def flush(self) -> None:
-        """Nothing to do: an acknowledgement is applied when ``ack`` returns."""
+        """Raise where a loss is to be reported; else what was acknowledged is applied already."""
+        if self._broker.has_lost(self._member):
+            raise TransportError("a partition was lost before it was acknowledged; it comes again")
 
     def release(self, deliveries: Sequence[Received]) -> None:
         """Give up the partitions of *deliveries* that are still owned under their epoch."""

@@ -181,6 +181,11 @@ class MemoryBroker:
         if applied is not None:
             raise TransportError("the memory broker lost an acknowledgement, as told")
 
+    def has_lost(self, member: Member) -> bool:
+        """Tell whether *member* has yet to hear of a loss."""
+        with self._changed:
+            return bool(member.lost)
+
     def commit(self, member: Member, handled: Sequence[Handled], limit: int) -> Mapping[int, str]:
         """See ``TransactionalSubscription.commit``. Told faults of publishes do not apply."""
         with self._changed:

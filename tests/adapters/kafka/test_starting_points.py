@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 
 import pytest
@@ -32,12 +33,16 @@ class Past:
 
     def __init__(self, place: str, topic: str, group: str) -> None:
         self._place = place
-        self._offsets = [TopicPartition(topic, one, DONE) for one in range(PARTITIONS)]
+        self._topic = topic
         self._group = group
-        self._begun().commit_transaction(60)
-        self._open = self._begun()
+        self._open: Producer | None = None
+        self._begun(range(PARTITIONS)).commit_transaction(60)
 
-    def _begun(self) -> Producer:
+    def leave_open(self, partitions: Iterable[int]) -> None:
+        """From now on it is not known where the group is in these *partitions*."""
+        self._open = self._begun(partitions)
+
+    def _begun(self, partitions: Iterable[int]) -> Producer:
         producer = Producer(
             {"bootstrap.servers": self._place, "transactional.id": fresh_name("before")}
         )
@@ -45,12 +50,14 @@ class Past:
         producer.begin_transaction()
         # A group without members takes offsets from anybody.
         nobody = Consumer({"bootstrap.servers": self._place, "group.id": self._group})
-        producer.send_offsets_to_transaction(self._offsets, nobody.consumer_group_metadata(), 60)
+        offsets = [TopicPartition(self._topic, one, DONE) for one in partitions]
+        producer.send_offsets_to_transaction(offsets, nobody.consumer_group_metadata(), 60)
         nobody.close()
         return producer
 
     def end(self) -> None:
-        """Abort what is open: from now on it is known where the group is."""
+        """Abort what is open: from now on that is known."""
+        assert self._open is not None
         self._open.abort_transaction(60)
 
 
@@ -125,16 +132,31 @@ def received_by(readers: list[Reader]) -> list[int]:
     return sorted(number for reader in readers for number in reader.received)
 
 
-def read_all_that_is_left(readers: list[Reader]) -> None:
+def read_all_that_is_left(readers: list[Reader], left: Sequence[int] = LEFT) -> None:
     def done() -> bool:
         for reader in readers:
             reader.serve()
-        return set(LEFT) <= set(received_by(readers))
+        return set(left) <= set(received_by(readers))
 
     wait_for(done, "what is left")
 
 
+@pytest.mark.parametrize("unknown", range(PARTITIONS))
+def test_one_partition_of_which_that_is_not_known_keeps_no_other_waiting(
+    group: Group, past: Past, unknown: int
+) -> None:
+    past.leave_open([unknown])
+    reader = group.join()
+    others = [number for number in LEFT if number // 10 != unknown]
+    read_all_that_is_left([reader], others)
+    assert sorted(reader.received) == others
+    past.end()
+    read_all_that_is_left([reader])
+    assert sorted(reader.received) == LEFT
+
+
 def test_a_member_begins_where_the_group_is_once_that_is_known(group: Group, past: Past) -> None:
+    past.leave_open(range(PARTITIONS))
     reader = group.join()
     serve_until([reader], [PARTITIONS])
     past.end()
@@ -145,6 +167,7 @@ def test_a_member_begins_where_the_group_is_once_that_is_known(group: Group, pas
 def test_a_rebalance_while_that_is_not_known_leads_nobody_back_to_the_beginning(
     group: Group, past: Past
 ) -> None:
+    past.leave_open(range(PARTITIONS))
     first = group.join()
     serve_until([first], [PARTITIONS])
     second = group.join()

@@ -461,3 +461,20 @@ def test_one_partition_does_not_starve_the_others(
         seen.update(one.partition for one in taken)
         consumer.ack(taken)
     assert len(seen) == 4
+
+
+def test_a_member_whose_entries_were_taken_over_is_told_by_its_next_flush(
+    adapter: RedisAdapter, open_one: Open, declare: Declare, subscribe: Subscribe
+) -> None:
+    topic = declare()
+    adapter.publish(numbered(topic, range(5)), 5.0)
+    late = subscribe(topic, adapter=open_one(lease=SHORT))
+    held = receive(late, 5)
+    heir = subscribe(topic, adapter=open_one(lease=SHORT))
+    heir.ack(receive(heir, 5))  # nobody renewed them meanwhile
+    late.ack(held)
+    with pytest.raises(TransportError, match="lost before"):
+        late.flush()
+    lost = late.receive(0, 0.0).lost
+    assert {one.partition for one in lost} == {one.partition for one in held}
+    late.flush()
