@@ -34,6 +34,14 @@ class OwnServer(Protocol):
         """A started server for this test alone: it may kill it, pause it, restart it."""
 
 
+LONGEST = "tests/sweep/test_sweep.py"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest file: where several workers share them, the others would wait."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require-brokers",

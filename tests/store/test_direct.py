@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from typing import Any
 
 import pytest
 from sqlalchemy import (
     Connection,
+    NullPool,
     bindparam,
     create_engine,
     event,
     literal_column,
+    make_url,
     select,
     text,
 )
@@ -21,6 +22,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from reliable_mq.store.dialects import Trouble
 from reliable_mq.store.direct import Direct
+from reliable_mq.testing.contract.waiting import wait_for
 from tests.store.claims import in_begun
 
 pytestmark = pytest.mark.timeout(60)
@@ -71,18 +73,24 @@ def test_a_lost_connection_takes_those_of_its_pool_with_it(bridge):
     assert bridge.run(work) == ((Trouble.GONE, True, True), False)
 
 
+def _sleeps(url: str) -> bool:
+    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"), poolclass=NullPool)
+    others = "query LIKE '%pg_sleep(60)%' AND pid <> pg_backend_pid()"
+    with engine.connect() as connection:
+        active = f"SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND {others}"
+        return bool(connection.exec_driver_sql(active.replace("%", "%%")).scalar_one())
+
+
 def test_a_cancelled_one_gives_its_connection_up(bridge):
     if not bridge.is_async:
         pytest.skip("a thread cannot be cancelled")
     forever: Any = select(literal_column("pg_sleep(60)"), bindparam("by"))
     sleep = Direct(forever, ["by"])
-    begun = threading.Event()
     seen: list[bool] = []
 
     def work() -> None:
         with bridge.engine.connect() as connection:
             bridge.store.dialect.begin(connection)
-            begun.set()
             try:
                 sleep.fetch(connection, {"by": 1})
             finally:
@@ -90,7 +98,7 @@ def test_a_cancelled_one_gives_its_connection_up(bridge):
 
     async def cancel() -> None:
         task = asyncio.ensure_future(greenlet_spawn(work))
-        await asyncio.to_thread(begun.wait, 30)
+        await asyncio.to_thread(wait_for, lambda: _sleeps(bridge.url), "the server at work")
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -313,7 +313,8 @@ def test_two_candidates_at_once_never_both_win(store_url):
             try:
                 held = one.renew()
             except DBAPIError as error:
-                if store.dialect.classify(error) is not Trouble.BUSY:
+                # The server throws out whoever stands still for a second, on a busy machine too.
+                if store.dialect.classify(error) not in (Trouble.BUSY, Trouble.IDLE):
                     failures.append(error)
                 continue
             with guard:
