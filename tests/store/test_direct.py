@@ -84,7 +84,7 @@ def _sleeps(url: str) -> bool:
 def test_a_cancelled_one_gives_its_connection_up(bridge):
     if not bridge.is_async:
         pytest.skip("a thread cannot be cancelled")
-    forever: Any = select(literal_column("pg_sleep(60)"), bindparam("by"))
+    forever: Any = select(literal_column("pg_sleep(60)"), literal_column("10") / bindparam("by"))
     sleep = Direct(forever, ["by"])
     seen: list[bool] = []
 
