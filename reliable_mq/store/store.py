@@ -17,7 +17,6 @@ from reliable_mq.errors import ConfigurationError
 from reliable_mq.redaction import redact_url
 from reliable_mq.store import current
 from reliable_mq.store.dialects import StoreDialect, Trouble, dialect_of
-from reliable_mq.store.dialects.base import LASTING
 from reliable_mq.store.engines import Engines
 from reliable_mq.store.outbox.writing import OutboxInsert
 from reliable_mq.store.schema import as_sql, create_missing, differences
@@ -244,19 +243,22 @@ class Store:
             connection.commit()
 
     @contextmanager
-    def transaction(self, *, idle_timeout: float = LASTING) -> Iterator[Connection]:
+    def transaction(self, *, idle_timeout: float | None = None) -> Iterator[Connection]:
         """Run the block in a short writing transaction of our own; commit it, or roll it back.
 
         READ COMMITTED; on SQLite with the write lock from the start, queued behind our other
-        writers of this process. The server ends it after *idle_timeout* seconds of silence: what
-        a process has locked that is stopped in the middle, or whose machine is gone, is free
-        again then. Database errors pass through.
+        writers of this process. The server ends it after *idle_timeout* seconds of silence, at
+        least 30 by default: what a process has locked that is stopped in the middle, or whose
+        machine is gone, is free again then. Database errors pass through.
         """
         self._refuse_waiting_for_itself()
         engine = self.engine
         with self.dialect.writing(engine), engine.connect() as connection:
             try:
-                self.dialect.begin(connection, idle_timeout=idle_timeout)
+                if idle_timeout is None:
+                    self.dialect.begin_briefly(connection)
+                else:
+                    self.dialect.begin(connection, idle_timeout=idle_timeout)
                 yield connection
                 connection.commit()
             except BaseException:

@@ -178,6 +178,26 @@ def test_whoever_is_stopped_in_a_transaction_of_our_own_frees_its_rows(bridge):
 
 
 @on_servers
+def test_a_transaction_of_our_own_leaves_the_limit_of_handlers_as_it_is(bridge):
+    def limits() -> list[str]:
+        seen = []
+        for _ in range(2):
+            with bridge.engine.connect() as connection:
+                bridge.store.dialect.begin_briefly(connection)
+                seen.append(idle_limit(connection))
+                connection.commit()
+                bridge.store.dialect.finish(connection)
+            with bridge.engine.connect() as connection:
+                bridge.store.dialect.begin(connection, idle_timeout=60)
+                seen.append(idle_limit(connection))
+                connection.commit()
+                bridge.store.dialect.finish(connection)
+        return seen
+
+    assert bridge.run(limits) in (["30s", "1min", "1min", "1min"], ["30", "60", "60", "60"])
+
+
+@on_servers
 def test_a_short_idle_limit_does_not_meet_a_plain_read_that_comes_later(bridge):
     dialect = bridge.store.dialect
 

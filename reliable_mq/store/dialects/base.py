@@ -104,6 +104,14 @@ class StoreDialect(ABC):
         an error then is :attr:`Trouble.BUSY`, and the connection is in no transaction.
         """
 
+    def begin_briefly(self, connection: Connection) -> None:
+        """As :meth:`begin`, under the lasting limit of the connection, if it has one already.
+
+        Otherwise under :data:`LASTING`: a short transaction must not be the reason why every
+        later one of a handler, with a longer limit, needs a statement more.
+        """
+        self.begin(connection, idle_timeout=LASTING)
+
     def join(self, connection: Connection) -> None:
         """Make a transaction that was just begun on *connection* fit for the application's use.
 

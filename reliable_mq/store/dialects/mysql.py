@@ -102,6 +102,11 @@ class MySQL(StoreDialect):
             self._limits_end[connection] = time.monotonic() + limit
 
     @override
+    def begin_briefly(self, connection: Connection) -> None:
+        # What finish() has left on a connection lasts long enough.
+        self.begin(connection, idle_timeout=connection.info.get(_LIMIT) or LASTING)
+
+    @override
     def join(self, connection: Connection) -> None:
         _limit_idling(connection, None)
 

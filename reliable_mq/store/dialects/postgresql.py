@@ -90,6 +90,15 @@ class PostgreSQL(StoreDialect):
             _set_local(connection, "DEFAULT" if limit is None else str(limit))
 
     @override
+    def begin_briefly(self, connection: Connection) -> None:
+        if not is_ours(connection):
+            self.begin(connection, idle_timeout=LASTING)
+            return
+        connection.begin()
+        if connection.info.get(_LIMIT) is None:
+            _set_local(connection, str(round(LASTING * 1000)))
+
+    @override
     def join(self, connection: Connection) -> None:
         if connection.info.get(_LIMIT) is not None:
             _set_local(connection, "DEFAULT")
