@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
+from sqlalchemy.orm import Session, SessionTransaction
 
 from reliable_mq.consumer.guard import Guard, TransactionLostError, unwatch, watch
 from reliable_mq.consumer.lanes import Lane
@@ -16,6 +17,10 @@ from reliable_mq.store import current, outbox
 
 if TYPE_CHECKING:
     from reliable_mq.store import Store
+
+
+_KEY = "reliable_mq_handler"
+"""Key in ``Session.info`` of a session that a handler was given: its transaction."""
 
 
 class HandlerTransaction:
@@ -49,9 +54,23 @@ class HandlerTransaction:
         made = self._lane.open_session(injection, self.connection)
         if made is not self.connection and hasattr(made, "commit") and hasattr(made, "close"):
             self._sessions.append(made)
+            session = synchronous(made)
+            if isinstance(session, Session):
+                session.info[_KEY] = self
             if self._pool is not None:
                 self._pool.add(injection, made)
         return made
+
+    def open_savepoint(self, session: Session) -> None:
+        """Emit the SAVEPOINT that *session* has begun, which it would do at its next statement.
+
+        Until then nobody can tell that what is published on the connection belongs to it.
+        """
+        session.connection(bind_arguments=self._store.bind_arguments)
+
+    def rolled_back(self) -> None:
+        """Note that a session was rolled back, perhaps before it had used the connection."""
+        self.guard.ended = self.guard.ended or "by a rollback"
 
     def handled(self) -> None:
         """See to what a handler left in its sessions: it has returned. Raises its errors."""
@@ -137,3 +156,22 @@ def _leave(store: Store, connection: Connection, guard: Guard) -> None:
         connection.invalidate()
         return
     store.dialect.finish(connection)
+
+
+# --- events -------------------------------------------------------------------------------------
+
+# On the class, as for each session of each handler they would cost more than all else it does.
+
+
+def _after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.nested and (ours := session.info.get(_KEY)) is not None:
+        ours.open_savepoint(session)
+
+
+def _after_soft_rollback(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.parent is None and (ours := session.info.get(_KEY)) is not None:
+        ours.rolled_back()
+
+
+event.listen(Session, "after_transaction_create", _after_transaction_create)
+event.listen(Session, "after_soft_rollback", _after_soft_rollback)

@@ -1,17 +1,16 @@
-"""Any course of sessions and savepoints on one connection: each message at the place of its call."""
+"""Any course of sessions and savepoints on one connection: each message is where its call was."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Connection, NestedTransaction
 from sqlalchemy.orm import Session, SessionTransaction
 
 from reliable_mq.store import Store
-from tests.store.shop import Order, publish, stored
+from tests.store.shop import publish, stored
 from tests.store.test_outbox_append_model import _write_early, clear, many, place
 
 __all__ = ["_write_early", "place"]

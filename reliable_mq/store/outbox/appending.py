@@ -23,9 +23,10 @@ def append(store: Store, target: AnyTarget, message: Message) -> None:
     """Put *message* into the outbox of *store* when the transaction of *target* commits.
 
     Nothing is sent if it rolls back, to a savepoint included. Rows get their numbers in the order
-    of these calls. The messages of a transaction are kept in memory and written by one INSERT
-    right before its COMMIT, so that an error of the database shows there; above 1,000 messages
-    or 1 MiB a synchronous one writes them at once. Never awaits.
+    of these calls, whichever session or connection of the transaction they name. The messages of
+    a transaction are kept in memory and written by one INSERT right before its COMMIT, so that an
+    error of the database shows there; above 1,000 messages or 1 MiB a synchronous one writes them
+    at once, unless they have to wait for earlier ones. Never awaits.
 
     Raises ``NoTransactionError`` where *target* has no transaction that could hold the message,
     and ``ConfigurationError``, at the commit, where nobody would relay what it writes.

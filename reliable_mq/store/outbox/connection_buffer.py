@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -19,48 +19,26 @@ if TYPE_CHECKING:
 
 
 class _Buffer:
-    """What one root transaction has published and not written yet.
-
-    ``starts`` has, by the number of a savepoint, how many messages were held before the first one
-    published directly inside it. Numbers rise, and a later savepoint lies inside every earlier
-    one that is still open: rolling back to number k undoes all from the first of k or later.
-    """
+    """What one root transaction has published and not written yet."""
 
     def __init__(self) -> None:
         self.pending = Pending()
-        self.starts: dict[int, int] = {}
         self.appended: set[Store] = set()
 
-    def add(self, savepoint: int | None, store: Store, message: Message) -> None:
-        if savepoint is not None:
-            self.starts.setdefault(savepoint, len(self.pending))
-        self.pending.add(store, message)
-
-    def start_of(self, savepoint: int) -> int | None:
-        starts = [start for number, start in self.starts.items() if number >= savepoint]
-        return min(starts, default=None)
-
-    def roll_back_to(self, savepoint: int) -> None:
-        start = self.start_of(savepoint)
-        if start is not None:
-            # What was written already, the database undoes by itself.
-            self.pending.truncate(start)
-
-    def may_write_in(self, savepoint: int | None) -> bool:
-        """Tell whether a rollback to the innermost *savepoint* should undo every row we hold.
-
-        So whatever is open at a write began before all that is written, and its start stays 0.
-        """
-        return savepoint is None or self.start_of(savepoint) == 0
-
     def write(self, connection: Connection) -> None:
-        self.appended |= self.pending.write(lambda store: connection)
+        while self.pending:
+            store = self.pending.store
+            self.pending.write(store, connection)
+            self.appended.add(store)
 
 
 _COMMITTED = "reliable_mq_committed"
 """Key in ``Connection.info``: the stores that its last commit wrote to."""
 
 _buffers: WeakKeyDictionary[Transaction, _Buffer] = WeakKeyDictionary()
+_sessions: WeakKeyDictionary[Connection, WeakSet[Sized]] = WeakKeyDictionary()
+"""The ORM sessions on a connection that publish, each as what it holds back itself."""
+
 _listening: WeakSet[Engine] = WeakSet()
 _lock = threading.Lock()
 
@@ -77,11 +55,33 @@ def add(connection: Connection, store: Store, message: Message) -> None:
         )
     refuse_autocommit(connection)
     buffer = _buffer_of(connection)
-    savepoint = _savepoint_of(connection)
-    buffer.add(savepoint, store, message)
-    may_write = not connection.dialect.is_async and buffer.may_write_in(savepoint)
-    if buffer.pending.is_large and may_write:
-        buffer.write(connection)
+    buffer.pending.add(store, message, savepoint=_savepoint_of(connection))
+    may_write = not connection.dialect.is_async
+    # Rows are numbered as they are written, and a session may hold earlier messages.
+    if buffer.pending.is_large and may_write and not any(_sessions.get(connection, ())):
+        _write_in_savepoint(connection, buffer)
+
+
+def expect(connection: Connection, session: Sized) -> None:
+    """Know that what *session* holds back will be written on *connection*."""
+    _sessions.setdefault(connection, WeakSet()).add(session)
+
+
+def must_wait(connection: Connection, session: Sized) -> bool:
+    """Tell whether others than *session* hold messages back that may come before its own."""
+    buffer = _open_buffer(connection)
+    if buffer is not None and buffer.pending:
+        return True
+    return any(other for other in _sessions.get(connection, ()) if other is not session)
+
+
+def take(connection: Connection, messages: Pending, store: Store) -> None:
+    """Keep those *messages* that are for *store*, of a session on *connection*, among our own.
+
+    They belong to the innermost savepoint on *connection*.
+    """
+    part = messages.part(store, savepoint=_savepoint_of(connection))
+    _buffer_of(connection).pending.extend(part)
 
 
 def pending(connection: Connection) -> list[Message]:
@@ -93,8 +93,8 @@ def pending(connection: Connection) -> list[Message]:
 def flush(connection: Connection) -> None:
     """Write what the transaction on *connection* holds back, inside it, and now."""
     buffer = _open_buffer(connection)
-    if buffer is not None and buffer.may_write_in(_savepoint_of(connection)):
-        buffer.write(connection)
+    if buffer is not None:
+        _write_in_savepoint(connection, buffer)
 
 
 def signal_after_commit(connection: Connection, store: Store) -> None:
@@ -112,9 +112,15 @@ def _buffer_of(connection: Connection) -> _Buffer:
     return buffer
 
 
-def _savepoint_of(connection: Connection) -> int | None:
+def _write_in_savepoint(connection: Connection, buffer: _Buffer) -> None:
+    """Write what *buffer* holds, unless a savepoint that may be rolled back would take too much."""
+    if buffer.pending.lies_in(_savepoint_of(connection)):
+        buffer.write(connection)
+
+
+def _savepoint_of(connection: Connection) -> int:
     nested = connection.get_nested_transaction()
-    return None if nested is None else _number_of(nested._savepoint)
+    return 0 if nested is None else _number_of(nested._savepoint)
 
 
 def _number_of(savepoint: str) -> int:
@@ -196,7 +202,7 @@ def _on_rollback(connection: Connection, *details: Any) -> None:
 def _on_rollback_savepoint(connection: Connection, name: str, context: object) -> None:
     buffer = _open_buffer(connection)
     if buffer is not None:
-        buffer.roll_back_to(_number_of(name))
+        buffer.pending.roll_back_to(_number_of(name))
 
 
 def _signal_when_over(connection: Connection, buffer: _Buffer) -> None:

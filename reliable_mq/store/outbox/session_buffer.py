@@ -55,6 +55,9 @@ class _State:
         self.frames: dict[SessionTransaction, _Frame] = {}
         self.appended: set[Store] = set()
 
+    def __len__(self) -> int:
+        return sum(len(frame.pending) for frame in self.frames.values())
+
     def frame(self, transaction: SessionTransaction) -> _Frame:
         frame = self.frames.get(transaction)
         if frame is None:
@@ -86,7 +89,7 @@ def add(session: Session, store: Store, message: Message) -> None:
     _refuse_foreign_savepoint(frames)
     bind = frame.bound.get(store)
     if bind is None:
-        bind = frame.bound[store] = _bind_of(session, store, frames)
+        bind = frame.bound[store] = _bind_of(session, state, store, frames)
     frame.pending.add(store, message)
     if frame.pending.is_large or any(each.sealed for each in frames):
         may_write = not bind.dialect.is_async or in_greenlet()
@@ -142,28 +145,42 @@ def _refuse_foreign_savepoint(frames: list[_Frame]) -> None:
             return
 
 
-def _bind_of(session: Session, store: Store, frames: list[_Frame]) -> Connection | Engine:
+def _bind_of(
+    session: Session, state: _State, store: Store, frames: list[_Frame]
+) -> Connection | Engine:
     bind = session.get_bind(**store.bind_arguments)
     joined = (c for frame in frames for c in frame.joined if bind in (c, c.engine))
-    refuse_autocommit(next(joined, bind), getattr(session, "execution_options", {}))
+    place = next(joined, bind)
+    refuse_autocommit(place, getattr(session, "execution_options", {}))
+    if isinstance(place, Connection):
+        connection_buffer.expect(place, state)
     return bind
 
 
 def _write(session: Session, state: _State, frame: _Frame) -> None:
-    """Write what *frame* holds inside the session's current transaction."""
+    """Write what *frame* holds inside the session's current transaction.
 
-    def connect(store: Store) -> Connection:
-        return session.connection(bind_arguments=store.bind_arguments)
-
-    state.appended |= frame.pending.write(connect)
+    Rows are numbered as they are written. So where messages of the same transaction wait that
+    were published with the connection, or with another session on it, these wait with them.
+    """
+    while frame.pending:
+        store = frame.pending.store
+        connection = session.connection(bind_arguments=store.bind_arguments)
+        if connection_buffer.must_wait(connection, state):
+            connection_buffer.take(connection, frame.pending, store)
+        else:
+            frame.pending.write(store, connection)
+            state.appended.add(store)
 
 
 # --- events -------------------------------------------------------------------------------------
 
 
 def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    joined = _state_of(session).frame(transaction).joined
-    joined[connection] = connection.get_nested_transaction()
+    state = _state_of(session)
+    state.frame(transaction).joined[connection] = connection.get_nested_transaction()
+    if len(state):
+        connection_buffer.expect(connection, state)
 
 
 def _before_commit(session: Session) -> None:

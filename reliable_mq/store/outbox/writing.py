@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Engine, Insert, Table, insert
 
@@ -55,59 +56,89 @@ def outbox_row(message: Message) -> OutboxRow:
     }
 
 
-class Pending:
-    """Messages of one transaction, in the order of their publishing, not yet in the database."""
+_numbers = itertools.count()
 
-    __slots__ = ("_messages", "_size")
+
+class _Held(NamedTuple):
+    """A message that waits; *number* rises with each publish, so that they sort by it."""
+
+    number: int
+    savepoint: int
+    store: Store
+    message: Message
+
+
+class Pending:
+    """Messages of one transaction, in the order of their publishing, not yet in the database.
+
+    Each may have the number of the connection's savepoint it belongs to. These numbers rise, and
+    a later savepoint lies inside every earlier one that is still open; 0 is outside of all.
+    """
+
+    __slots__ = ("_held", "_size")
 
     def __init__(self) -> None:
-        self._messages: list[tuple[Store, Message]] = []
+        self._held: list[_Held] = []
         self._size = 0
 
     def __len__(self) -> int:
-        return len(self._messages)
+        return len(self._held)
 
     def __iter__(self) -> Iterator[Message]:
-        return (message for _, message in self._messages)
+        return (held.message for held in sorted(self._held))
 
     @property
     def is_large(self) -> bool:
         """Whether they had better be written before the commit."""
-        return len(self._messages) >= MAX_ROWS or self._size >= MAX_BYTES
+        return len(self._held) >= MAX_ROWS or self._size >= MAX_BYTES
 
-    def add(self, store: Store, message: Message) -> None:
-        """Put *message* behind the others."""
-        self._messages.append((store, message))
+    @property
+    def store(self) -> Store:
+        """The one that the first message is for."""
+        return self._held[0].store
+
+    def add(self, store: Store, message: Message, *, savepoint: int = 0) -> None:
+        """Put *message* behind all that was published before, here or elsewhere."""
+        self._held.append(_Held(next(_numbers), savepoint, store, message))
         self._size += len(message.body)
 
-    def extend(self, later: Pending) -> None:
-        """Take over what another one holds, behind our own."""
-        self._messages.extend(later._messages)
-        self._size += later._size
-        later._messages = []
-        later._size = 0
+    def extend(self, other: Pending) -> None:
+        """Take over what another one holds, each message at its place among our own."""
+        self._held.extend(other._held)
+        self._size += other._size
+        other._keep([])
 
-    def truncate(self, length: int) -> None:
-        """Forget all but the first *length*."""
-        del self._messages[length:]
-        self._size = sum(len(message.body) for message in self)
+    def part(self, store: Store, *, savepoint: int) -> Pending:
+        """Give away what is for *store*, as of *savepoint*."""
+        part = Pending()
+        given = [held for held in self._held if held.store is store]
+        part._keep([held._replace(savepoint=savepoint) for held in given])
+        self._keep([held for held in self._held if held.store is not store])
+        return part
 
-    def write(self, connect: Callable[[Store], Connection]) -> set[Store]:
-        """Insert the messages of each store, in order, and forget them; return the stores.
+    def roll_back_to(self, savepoint: int) -> None:
+        """Forget what was published since *savepoint* began."""
+        # What was written already, the database undoes by itself.
+        self._keep([held for held in self._held if held.savepoint < savepoint])
+
+    def lies_in(self, savepoint: int) -> bool:
+        """Tell whether a rollback to *savepoint*, the innermost, should undo all of it."""
+        return all(held.savepoint >= savepoint for held in self._held)
+
+    def write(self, store: Store, connection: Connection) -> None:
+        """Insert the messages for *store*, in order, and forget them.
 
         What could not be written is still held when an error leaves: a second attempt to commit
         must not commit without it.
         """
-        written: set[Store] = set()
-        while self._messages:
-            store = self._messages[0][0]
-            write(
-                store, connect(store), [message for own, message in self._messages if own is store]
-            )
-            written.add(store)
-            self._messages = [pair for pair in self._messages if pair[0] is not store]
-        self._size = 0
-        return written
+        write(
+            store, connection, [held.message for held in sorted(self._held) if held.store is store]
+        )
+        self._keep([held for held in self._held if held.store is not store])
+
+    def _keep(self, held: list[_Held]) -> None:
+        self._held = held
+        self._size = sum(len(one.message.body) for one in held)
 
 
 class OutboxInsert:
