@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from reliable_mq.errors import ConfigurationError
 from reliable_mq.redaction import is_secret
 
+log = logging.getLogger("reliable_mq.kafka")
+
 CALLBACKS = frozenset({"oauth_cb", "stats_cb", "throttle_cb"})
 """What may be given as a function; the adapter calls the others itself."""
+
+_TOLD = frozenset({"stats_cb", "throttle_cb"})
+"""Of these the ones that are only told something."""
 
 _URL = "it is part of broker_url"
 _STORED = "a message counts as sent once every in-sync replica has it, once and in order"
@@ -84,7 +90,25 @@ def checked(options: Mapping[str, object]) -> dict[str, object]:
     """
     for name, value in options.items():
         _check(name, value)
-    return dict(options)
+    return {name: _safe(name, value) for name, value in options.items()}
+
+
+def _safe(name: str, value: object) -> object:
+    """Wrap a function that is only told something: it must not raise.
+
+    From within a call of the client's its error would come out of that call in the place of what
+    it did: of the records that were read, or of a commit's success.
+    """
+    if name not in _TOLD or not callable(value):
+        return value
+
+    def safe(*arguments: object) -> None:
+        try:
+            value(*arguments)
+        except Exception:
+            log.exception("client_options: %s has failed", name)
+
+    return safe
 
 
 def _check(name: str, value: object) -> None:
