@@ -671,9 +671,11 @@ class ReliableMQ:
         """Let the group handle a dead letter again, attempts counted anew; once. Blocks.
 
         For that group only, and outside the order promise. False: it was replayed or discarded
-        before.
+        before. Raises ``ConfigurationError`` where the group's handler here is exactly-once by
+        now: it would never come to it.
         """
         refuse_on_event_loop("replay", "areplay")
+        operations.check_replayable(self._runtime.store, dead_letter_id, self._handlers)
         replayed = operations.replay(self._runtime.store, dead_letter_id)
         if replayed and self._service is not None and self._service.retries is not None:
             self._service.retries.wake()

@@ -395,3 +395,33 @@ def test_a_raw_message_can_be_passed_on(mq: ReliableMQ, harness: Enter) -> None:
     message = mq.publish_direct("numbers", 3)
     entered.run()
     assert [one.id for one in entered.published("squares")] == [message.id]
+
+
+def test_a_dead_letter_of_before_is_not_replayed_into_an_exactly_once_handler(
+    tmp_path: Path,
+) -> None:
+    settings = Settings(
+        broker_url="memory://replayed",
+        database_url=f"sqlite:///{tmp_path / 'store.db'}",
+        group="tests",
+    )
+    with ReliableMQ(settings) as before:
+        before.topic("numbers", int, partitions=1)
+
+        @before.handler("numbers", retry=RetryPolicy.never())
+        def fail(number: int) -> None:
+            raise OSError
+
+        before.publish_direct("numbers", 1)
+        before.run_until_idle()
+    with ReliableMQ(settings) as mq:
+
+        @mq.handler("numbers", guarantee="exactly-once")
+        def handle(number: int) -> None: ...
+
+        (letter,) = mq.dead_letters()
+        with pytest.raises(ConfigurationError, match="takes nothing from the database"):
+            mq.replay(letter.id)
+        assert [one.id for one in mq.dead_letters()] == [letter.id]
+        assert mq.discard(letter.id)
+        assert not mq.replay(letter.id)
