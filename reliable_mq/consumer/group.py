@@ -148,7 +148,7 @@ class GroupConsumer:
         results: list[tuple[Item, Result]] = []
         try:
             if work.waiting is not None:
-                self._work_on_waiting(work.waiting)
+                self._work_on_waiting(work, work.waiting)
             elif self._batches is not None:
                 results = self._batches.process(work.items)
             else:
@@ -181,16 +181,18 @@ class GroupConsumer:
             if isinstance(result, Again) and key is not None:
                 stopped_keys[key] = result
 
-    def _work_on_waiting(self, waiting: Waiting) -> None:
-        following: Waiting | None = waiting
-        while following is not None and not self.scheduler.stopped:
-            result = self.processor.process_waiting(following)
+    def _work_on_waiting(self, work: Work, waiting: Waiting) -> None:
+        while not self.scheduler.stopped:
+            result = self.processor.process_waiting(waiting)
             if result in _WAITS:
                 self.on_waiting()
             self._store_down = isinstance(result, Again) and result.store_down
             if isinstance(result, Again) or result is Ended.STALE:
                 return  # somebody else has the row, or nobody can: the loop looks again
-            following = self.processor.next_of_key(following)
+            following = self.processor.next_of_key(waiting)
+            if following is None or not self.scheduler.go_on(work, following):
+                return
+            waiting = following
 
     # --- intake ---------------------------------------------------------------------------------
 

@@ -139,6 +139,7 @@ class RetryLoop:
     def _look(self, group: _Group) -> None:
         slots = [int(name) for name in group.leases.held]
         ordered = group.consumer.spec.ordered
+        group.consumer.scheduler.begin_look()
         with self._store.reading() as connection:
             group.waiting = self._retries.count(connection, group.group, group.topic)
             group.consumer.store_answered()

@@ -37,6 +37,7 @@ class Scheduler:
         self._numbers = itertools.count()
         self._retries: deque[Waiting] = deque()
         self._retries_known: set[int] = set()
+        self._retries_left: set[int] = set()
         self._live: dict[int, Item] = {}
         self._finished: list[Received] = []
         self._working = 0
@@ -73,10 +74,20 @@ class Scheduler:
             # Known keys are ready already, or busy and made ready by finish().
             queue.append(item)
 
-    def put_retry(self, waiting: Waiting) -> bool:
-        """Queue a retry row; False where it is queued or worked on already."""
+    def begin_look(self) -> None:
+        """Say that the rows of the next :meth:`put_retry` calls are read from now on.
+
+        For one reader. A row that a worker leaves in the meantime is not as it was read.
+        """
         with self._changed:
-            if waiting.seq in self._retries_known or self._stopped:
+            self._retries_left.clear()
+
+    def put_retry(self, waiting: Waiting) -> bool:
+        """Queue a retry row; False where it is queued, worked on, or left since the look began."""
+        with self._changed:
+            if self._stopped or waiting.seq in self._retries_known:
+                return False
+            if waiting.seq in self._retries_left:
                 return False
             self._retries_known.add(waiting.seq)
             self._retries.append(waiting)
@@ -277,6 +288,21 @@ class Scheduler:
             elif id(waiting) in self._live:
                 self._free.append(waiting)
 
+    def go_on(self, work: Work, following: Waiting) -> bool:
+        """Leave the retry row of *work* for *following*; False where that is in hand already."""
+        with self._changed:
+            if following.seq in self._retries_known:
+                return False
+            if work.waiting is not None:
+                self._leave(work.waiting)
+            self._retries_known.add(following.seq)
+            work.waiting = following
+            return True
+
+    def _leave(self, waiting: Waiting) -> None:
+        self._retries_known.discard(waiting.seq)
+        self._retries_left.add(waiting.seq)
+
     def finish(self, work: Work, results: Sequence[tuple[Item, Result]]) -> None:
         """Take back *work*: what ended is acknowledged, the rest is given out again.
 
@@ -291,7 +317,7 @@ class Scheduler:
             self._working -= 1
             self._in_hand.pop(id(work), None)
             if work.waiting is not None:
-                self._retries_known.discard(work.waiting.seq)
+                self._leave(work.waiting)
             for item in ended:
                 self._end(item)
             if not self._stopped:

@@ -254,11 +254,14 @@ def test_messages_without_a_key_have_no_order_even_in_an_ordered_group() -> None
     assert take(queue) == [2]
 
 
+def waiting_row(number: int) -> Waiting:
+    message = Message(id="m", topic="t")
+    return Waiting(seq=number, group="g", attempt=1, message=message, headers=(), replays=0)
+
+
 def test_a_retry_row_is_worked_on_once_at_a_time() -> None:
     queue = scheduler()
-    row = Waiting(
-        seq=7, group="g", attempt=1, message=Message(id="m", topic="t"), headers=(), replays=0
-    )
+    row = waiting_row(7)
     assert queue.put_retry(row)
     assert not queue.put_retry(row)
     work, _ = queue.try_take()
@@ -266,7 +269,53 @@ def test_a_retry_row_is_worked_on_once_at_a_time() -> None:
     assert work.waiting is row
     assert not queue.put_retry(row)
     queue.finish(work, [])
+    queue.begin_look()
     assert queue.put_retry(row)
+
+
+def test_a_retry_row_that_was_left_since_the_look_began_is_not_as_it_was_read() -> None:
+    queue = scheduler()
+    row = waiting_row(7)
+    queue.begin_look()
+    assert queue.put_retry(row)
+    work, _ = queue.try_take()
+    assert work is not None
+    queue.begin_look()
+    queue.finish(work, [])
+    assert not queue.put_retry(row)
+    assert queue.try_take()[0] is None
+
+
+def test_the_row_that_follows_in_its_key_is_in_hand_and_the_first_one_no_more() -> None:
+    queue = scheduler()
+    first, second = waiting_row(7), waiting_row(8)
+    assert queue.put_retry(first)
+    work, _ = queue.try_take()
+    assert work is not None
+    queue.begin_look()
+    assert queue.go_on(work, second)
+    assert not queue.put_retry(second)
+    assert not queue.put_retry(first)  # it was read before
+    queue.begin_look()
+    assert queue.put_retry(first)
+    queue.finish(work, [])
+    assert not queue.put_retry(second)
+    queue.begin_look()
+    assert queue.put_retry(second)
+
+
+def test_a_worker_does_not_go_on_with_a_row_that_is_queued_already() -> None:
+    queue = scheduler()
+    first, second = waiting_row(7), waiting_row(8)
+    assert queue.put_retry(first)
+    work, _ = queue.try_take()
+    assert work is not None
+    assert queue.put_retry(second)
+    assert not queue.go_on(work, second)
+    queue.finish(work, [])
+    other, _ = queue.try_take()
+    assert other is not None
+    assert other.waiting is second
 
 
 def test_a_stop_gives_out_nothing_more_and_counts_what_is_left() -> None:
@@ -290,12 +339,7 @@ def test_a_stop_gives_out_nothing_more_and_counts_what_is_left() -> None:
 
 def test_of_the_retry_rows_only_those_in_hand_are_left_at_a_stop() -> None:
     queue = scheduler()
-    rows = [
-        Waiting(
-            seq=n, group="g", attempt=1, message=Message(id="m", topic="t"), headers=(), replays=0
-        )
-        for n in range(3)
-    ]
+    rows = [waiting_row(n) for n in range(3)]
     for row in rows:
         queue.put_retry(row)
     work, _ = queue.try_take()

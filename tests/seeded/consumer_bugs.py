@@ -276,6 +276,23 @@ BUGS = (
         _PROCESSOR,
         "        if isinstance(subject, Fresh) or self._at_most_once:",
         "        if subject is not None:",
-        _HANDLING + "test_a_row_that_ended_after_it_was_read_is_not_handled_again[sqlite]",
+        _HANDLING
+        + "test_a_row_that_another_process_ended_after_it_was_read_is_not_handled[sqlite]",
+    ),
+    bug(
+        "a retry row that ended since it was read is handed over",
+        _SCHEDULER,
+        "            if waiting.seq in self._retries_left:\n                return False\n",
+        "",
+        "consumer/test_scheduler.py::"
+        "test_a_retry_row_that_was_left_since_the_look_began_is_not_as_it_was_read",
+    ),
+    bug(
+        "the row that follows in its key may be handed over beside",
+        _SCHEDULER,
+        "            self._retries_known.add(following.seq)\n",
+        "",
+        "consumer/test_scheduler.py::"
+        "test_the_row_that_follows_in_its_key_is_in_hand_and_the_first_one_no_more",
     ),
 )

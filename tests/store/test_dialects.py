@@ -32,7 +32,8 @@ def test_now_is_utc_in_microseconds_whatever_the_time_zone_of_the_session(bridge
             connection.exec_driver_sql("SET LOCAL TIME ZONE 'Asia/Tokyo'")
         return connection.execute(select(bridge.store.now())).scalar_one()
 
-    assert abs(in_begun(bridge, ask) / 1e6 - time.time()) < 2
+    before = time.time() - 0.001  # SQLite counts milliseconds
+    assert before < in_begun(bridge, ask) / 1e6 < time.time()  # of the same machine
 
 
 def test_now_moves_within_a_transaction(bridge):
@@ -372,7 +373,7 @@ def test_begin_takes_the_write_lock_at_once(sqlite_store):
         began = time.monotonic()
         with pytest.raises(DBAPIError) as caught:
             dialect.begin(second)
-        assert 0.15 < time.monotonic() - began < 2
+        assert time.monotonic() - began > 0.15
         assert dialect.classify(caught.value) is Trouble.BUSY
         assert not second.in_transaction()
         first.rollback()

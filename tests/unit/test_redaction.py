@@ -168,9 +168,9 @@ def test_a_text_without_a_url_and_without_parameters_is_left_alone(text):
     ],
 )
 def test_a_huge_error_text_is_redacted_in_linear_time(text):
-    started = time.monotonic()
+    started = time.process_time()
     redact_url(text)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize(
