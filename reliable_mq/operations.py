@@ -49,12 +49,13 @@ def check_nothing_waits(store: Store, specs: Iterable[HandlerSpec]) -> None:
 
 def check_replayable(store: Store, id_: int, specs: Iterable[HandlerSpec]) -> None:
     """Raise where nobody would handle the dead letter *id_* again, though its group is here."""
-    found = dead_letter(store, id_)
+    exactly_once = [spec for spec in specs if spec.guarantee is Guarantee.EXACTLY_ONCE]
+    found = dead_letter(store, id_) if exactly_once else None
     if found is None:
         return
     place = (found.letter.message.topic, found.letter.group)
-    for spec in specs:
-        if (spec.topic, spec.group) == place and spec.guarantee is Guarantee.EXACTLY_ONCE:
+    for spec in exactly_once:
+        if (spec.topic, spec.group) == place:
             raise ConfigurationError(
                 f"dead letter {id_} cannot be replayed: handler {spec.call.name} has guarantee "
                 "'exactly-once' now, which takes nothing from the database; publish it anew, or "

@@ -247,9 +247,9 @@ class Store:
         """Run the block in a short writing transaction of our own; commit it, or roll it back.
 
         READ COMMITTED; on SQLite with the write lock from the start, queued behind our other
-        writers of this process. The server ends it after *idle_timeout* seconds of silence, at
-        least 30 by default: what a process has locked that is stopped in the middle, or whose
-        machine is gone, is free again then. Database errors pass through.
+        writers of this process. PostgreSQL and MariaDB end it after *idle_timeout* seconds of
+        silence, at least 30 by default: what a process has locked that is stopped in the middle,
+        or whose machine is gone, is free again then. Database errors pass through.
         """
         self._refuse_waiting_for_itself()
         engine = self.engine
