@@ -1,4 +1,4 @@
-"""20,000 messages through processes that are killed at random: none lost, none twice, in order."""
+"""10,000 messages through processes that are killed at random: none lost, none twice, in order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sqlalchemy import Engine, String, cast, create_engine, func, select
 from reliable_mq import ReliableMQ
 from tests.chaos.application import Step, build, effects, metadata
 
-MESSAGES = 20_000
+MESSAGES = 10_000
 KEYS = 200
 PER_TRANSACTION = 10
 KILL_EVERY = (0.5, 2.0)
