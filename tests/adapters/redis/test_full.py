@@ -84,7 +84,7 @@ def take_what_is_left(raw: Any) -> None:
     """Fill the server to the brim: a publish is refused earlier, for what it brings itself."""
     with contextlib.suppress(redis.exceptions.OutOfMemoryError):
         while True:
-            raw.append("of another program", bytes(100))
+            raw.rpush("of another program", bytes(100))
 
 
 def is_out_of_memory(outcome: Outcome) -> bool:
