@@ -216,9 +216,11 @@ def test_on_a_full_server_a_second_member_gets_its_share_of_the_partitions(
         owners = [raw.hget(keys.own(TOPIC, "billing", number), "owner") for number in range(4)]
         return sorted(Counter(owners).values())
 
-    wait_for(
-        lambda: shares() == [2, 2], "fair shares", meanwhile=lambda: [one.idle() for one in members]
-    )
+    def serve() -> None:
+        for member in members:
+            member.idle()
+
+    wait_for(lambda: shares() == [2, 2], "fair shares", meanwhile=serve)
 
 
 def test_on_a_full_server_entries_are_released_and_taken_by_another_member(
