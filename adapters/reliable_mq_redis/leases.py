@@ -121,7 +121,9 @@ class Leases:
     def restart(self, number: int, call: Call) -> bool:
         """Begin a partition of ours again under a new epoch; False where it was ours no more."""
         lease = self.of[number]
-        command = scripts.RESTART.call([self._own[number]], self._member, lease.epoch)
+        command = scripts.RESTART.call(
+            [self._members, self._own[number]], self._member, lease.epoch
+        )
         (epoch,) = call([command])
         lease.lose()
         if epoch:

@@ -1,4 +1,17 @@
-"""The Lua scripts, each atomic on the server and confined to the keys of one topic."""
+"""The Lua scripts, each atomic on the server and confined to the keys of one topic.
+
+A server that is full (``maxmemory``, ``noeviction``) refuses a write that may take memory where it
+is the first one of a script. After a first write that takes none it lets the script finish. So it
+chooses by the first write what a full server refuses:
+
+- ``publish`` begins with a write that takes memory: no message is stored, and nothing by halves.
+- Every other script begins, where it writes, with one that takes none, if need be of something
+  that is not there. Consumers alone can make room, by acknowledging and trimming; without their
+  leases they do not even read. What these scripts add is bounded by the numbers of topics, groups,
+  partitions and members, not by traffic.
+
+Declaring ``allow-oom`` would say the same, but only to Redis 7 or later; 6.2 would not run it.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +50,7 @@ FETCH_OWNED = Script("pending", "fetch_owned")
 ACK_OWNED = Script("ack_owned")
 RESTART = Script("restart")
 HAND_OVER = Script("hand_over")
+TURN = Script("turn")
 TRIM = Script("trim")
 FORGET = Script("forget")
 LAG = Script("lag")

@@ -42,13 +42,13 @@ class Tidier:
         """Tidy *streams*, given by topic. Bounded: a long backlog takes several turns."""
         self._next = time.monotonic() + self._interval * random.uniform(0.9, 1.1)  # noqa: S311
         for topic, names in streams.items():
-            turn, retention = call(
+            mine, retention = call(
                 [
-                    ("SET", keys.turn(topic), self._member, "NX", "PX", self._turn_ms),
+                    scripts.TURN.call([keys.turn(topic)], self._member, self._turn_ms),
                     ("HGET", keys.meta(topic), "retention"),
                 ]
             )
-            if turn is not None:
+            if mine:
                 self._trim(call, names, retention or b"")
                 call([self._forget(name) for name in names])
 

@@ -10,6 +10,10 @@ _AS_IT_LIKES = "TopicPartition(*place, OFFSET_INVALID)"
 _TAGS = "reliable_mq_rabbitmq/tags.py"
 _RUNS = "reliable_mq_rabbitmq/runs.py"
 _LUA = "reliable_mq_redis/lua/"
+_FULL = "adapters/redis/test_full.py::"
+_SWEEPS_MEMBERS = "redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)\n"
+_ADDS_ITSELF = "redis.call('ZADD', KEYS[1], until_, me)\n"
+_LIFE_OF_THE_GUARD = "  local life = redis.call('PTTL', current)\n"
 
 BUGS: tuple[Bug, ...] = (
     bug(
@@ -90,5 +94,43 @@ BUGS: tuple[Bug, ...] = (
         "adapters/redis/test_ordered.py::"
         "test_a_member_that_lost_its_partition_reports_it_and_settles_nothing",
         servers="redis",
+    ),
+    bug(
+        "Redis: a call that the server refused as too late counts as published",
+        "reliable_mq_redis/publisher.py",
+        "return self._raise_generation(send.topic, at_least=rest[0])",
+        "return send.stored()",
+        "adapters/redis/test_forking.py::"
+        "test_a_forked_child_publishes_although_its_parents_failure_has_raised_the_floor",
+        "adapters/redis/test_forking.py::test_however_calls_are_lost_or_late_"
+        "each_message_of_parent_and_child_is_stored_once_in_order",
+        servers="redis",
+    ),
+    Bug(
+        "Redis: a full server keeps an ordered group from its partitions",
+        (Edit(_LUA + "tend.lua", _SWEEPS_MEMBERS + _ADDS_ITSELF, _ADDS_ITSELF + _SWEEPS_MEMBERS),),
+        (_FULL + "test_on_a_full_server_partitions_change_hands_in_order",),
+        slow=True,
+    ),
+    Bug(
+        "Redis: on a full server nobody gets the turn to trim",
+        (Edit(_LUA + "turn.lua", "redis.call('UNLINK', KEYS[1])\n", ""),),
+        (
+            _FULL + "test_members_join_and_handle_and_trim_on_a_server_that_stays_full[unordered]",
+            _FULL + "test_members_join_and_handle_and_trim_on_a_server_that_stays_full[ordered]",
+        ),
+        slow=True,
+    ),
+    Bug(
+        "Redis: a publish begins with what a full server lets pass, and is not refused",
+        (
+            Edit(
+                _LUA + "publish.lua",
+                _LIFE_OF_THE_GUARD,
+                "  redis.call('SREM', current, '')\n" + _LIFE_OF_THE_GUARD,
+            ),
+        ),
+        (_FULL + "test_a_full_server_stores_nothing_and_takes_the_messages_later[300]",),
+        slow=True,
     ),
 )

@@ -35,7 +35,8 @@ class Bug:
 
     *caught_by* are node ids of tests, below ``tests/``, each of which must fail. *servers* are
     what these tests need. *trap* is the number of the trap it springs, where it is here to show
-    that the trap's own test notices. *slow*: what the test waits for does not come.
+    that the trap's own test notices. *slow*: what the test waits for does not
+    come, or it starts a server of its own, which may not be one that *servers* names.
     """
 
     name: str

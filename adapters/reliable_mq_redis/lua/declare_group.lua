@@ -5,6 +5,9 @@
 local field = 'group:' .. ARGV[1]
 local reads = redis.call('HGET', KEYS[1], field)
 if reads and reads ~= ARGV[2] then return reads end
+-- No entry has this id. A full server goes on after a first write that takes no memory: a consumer
+-- that starts just then declares its groups, which exist as a rule.
+redis.call('XACK', KEYS[2], ARGV[1], '0-0')
 for i = 2, #KEYS do
   local reply = redis.pcall('XGROUP', 'CREATE', KEYS[i], ARGV[1], '0', 'MKSTREAM')
   if reply.err and not string.find(reply.err, 'BUSYGROUP', 1, true) then

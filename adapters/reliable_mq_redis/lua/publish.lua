@@ -18,8 +18,8 @@ if generation < floor then return {'stale', floor} end
 
 -- The guard: one set for the window that runs, one for the window before. A set lives until two
 -- windows after its own; what has a window or less to live is of the same parity but outdated.
--- It is written to before the first entry is added: what is forbidden, or has no memory left, has
--- to fail while nothing is stored.
+-- It is written to before the first entry is added, and that write is one that takes memory: what
+-- is forbidden, or has no memory left, has to fail while nothing is stored.
 local window, n = tonumber(ARGV[3]), tonumber(ARGV[4])
 local known_now, known_before, current = {}, {}, nil
 if window > 0 then

@@ -12,8 +12,9 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local until_ = string.format('%.0f', now + lease)
 local n = #KEYS - 1
 
-redis.call('ZADD', KEYS[1], until_, me)
+-- Before anything is added: a full server goes on after a first write that takes no memory.
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+redis.call('ZADD', KEYS[1], until_, me)
 -- Left from before the clock was set back. A living member is back with its next beat.
 redis.call('ZREMRANGEBYSCORE', KEYS[1], now + 10 * lease, '+inf')
 local share = math.ceil(n / redis.call('ZCARD', KEYS[1]))

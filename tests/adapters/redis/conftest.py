@@ -15,6 +15,8 @@ from reliable_mq.testing.contract.base import fresh_name
 from reliable_mq_redis import open_adapter
 from reliable_mq_redis.adapter import RedisAdapter
 from tests.adapters.redis.proxy import Proxy
+from tests.brokers import Redis
+from tests.conftest import OwnServer
 
 Cut: TypeAlias = Callable[[], None]
 
@@ -138,6 +140,14 @@ def subscribe(adapter: RedisAdapter, resources: ExitStack) -> Subscribe:
         return made
 
     return make
+
+
+@pytest.fixture
+def alone(own_server: OwnServer) -> Redis:
+    """A server whose settings the test may change."""
+    server = own_server("redis")
+    assert isinstance(server, Redis)
+    return server
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis
 
-from reliable_mq.adapter import SENT, GroupSpec, TopicSpec, Unknown, Unroutable
+from reliable_mq.adapter import SENT, TopicSpec, Unknown, Unroutable
 from reliable_mq.errors import ConfigurationError
 from reliable_mq.message import Message
 from reliable_mq.partitioning import partition_for
@@ -28,14 +28,6 @@ Length = Callable[[str], int]
 
 def bodies(raw: Any, topic: str, partition: int = 0) -> list[bytes]:
     return [fields[b"body"] for _, fields in raw.xrange(f"{{{topic}}}:{partition}")]
-
-
-@pytest.fixture
-def alone(own_server: OwnServer) -> Redis:
-    """A server whose settings the test may change."""
-    server = own_server("redis")
-    assert isinstance(server, Redis)
-    return server
 
 
 # --- the reply is lost ------------------------------------------------------------------------
@@ -212,22 +204,6 @@ def test_publish_survives_the_loss_of_the_servers_scripts(
         raw.script_flush()
         assert adapter.publish(numbered(topic, [number]), 5.0) == [SENT]
     assert bodies(raw, topic) == [b"0", b"1", b"2"]
-
-
-def test_a_full_server_stores_nothing_and_takes_the_messages_later(
-    alone: Redis, open_one: Open
-) -> None:
-    adapter = open_one(alone.url)
-    adapter.declare([TopicSpec(name="t", partitions=1)], [GroupSpec(topic="t", group="billing")])
-    batch = numbered("t", range(5))
-    with redis.Redis.from_url(alone.url) as raw:
-        raw.config_set("maxmemory", "1mb")
-        outcomes = adapter.publish(batch, 5.0)
-        assert all(isinstance(outcome, Unknown) for outcome in outcomes)
-        assert "OOM" in str(outcomes[0])
-        assert raw.xlen("{t}:0") == 0
-        raw.config_set("maxmemory", "0")
-        assert adapter.publish(batch, 5.0) == [SENT] * 5
 
 
 def test_a_user_who_may_not_keep_the_guard_stores_nothing_rather_than_copies(
