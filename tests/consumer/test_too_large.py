@@ -10,6 +10,7 @@ import logging
 import os
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -273,10 +274,13 @@ def test_what_keeps_failing_is_a_dead_letter_after_all_its_attempts(
 def test_its_attempts_are_counted_where_there_are_batches(
     generous: ReliableMQ, given: Enter, seen: Seen, large: bytes
 ) -> None:
+    begun: Counter[int] = Counter()
+
     @generous.handler(generous.topic("t", bytes), retry=AT_ONCE, transaction_size=10)
     def handle(body: bytes, session: Session, delivery: Delivery) -> None:
         note(session, f"{len(body)}/{delivery.attempt}")
         if delivery.attempt == 1:
+            begun[len(body)] += 1
             raise Retry("not yet")
 
     h = given()
@@ -284,6 +288,7 @@ def test_its_attempts_are_counted_where_there_are_batches(
         h.broker.inject("t", body)
     h.run()
     assert sorted(seen()) == [f"{len(large)}/2", f"{len(large) + 1}/2"]
+    assert max(begun.values()) <= 2, "first attempts: one in a batch, which is none, and one alone"
 
 
 @pytest.mark.parametrize("size", [1, 10])
@@ -308,8 +313,14 @@ def test_what_follows_in_its_key_waits_for_it_in_memory(
 
 
 def test_behind_one_that_waits_in_the_store_it_waits_in_memory(
-    engine: Engine, seen: Seen, large: bytes, unique: str, monkeypatch: pytest.MonkeyPatch
+    engine: Engine,
+    seen: Seen,
+    large: bytes,
+    unique: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """And the group takes other messages in: nothing is wrong with the database."""
     monkeypatch.setattr(subjects, "BEHIND_DELAY", 0.02)
     mq = ReliableMQ(BROKER.replace(broker_url=f"memory://{unique}"), engine=engine)
     retry = RetryPolicy(initial_delay=0.2, jitter=0)
@@ -328,6 +339,7 @@ def test_behind_one_that_waits_in_the_store_it_waits_in_memory(
             mq.publish_direct("t", body, key="k")
         assert ended.wait(30)
     assert seen() == ["first", "large", "last"]
+    assert "the database failed" not in caplog.text
 
 
 # --- what a person can do -----------------------------------------------------------------------

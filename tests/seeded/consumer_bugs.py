@@ -303,7 +303,7 @@ BUGS = (
         _TOO_LARGE + "test_a_replay_is_refused_and_says_why_and_discarding_is_not[sqlite]",
     ),
     bug(
-        "what follows a message that is retried in memory is handled with it in one transaction",
+        "a message that is retried in memory is handled in a batch, as if for the first time",
         _BATCHES,
         " or any(item.attempts for item in items)",
         "",
