@@ -7,11 +7,13 @@
      |   +- MissingExtraError
      +- NoTransactionError
      +- InvalidMessageError (ValueError)
+     |   +- MessageTooLargeError
      +- TransportError
      |   +- PublishUnconfirmedError
      +- PublishRejectedError
      +- StaleDeliveryError
      +- DecodeError
+     +- IncompleteDeadLetterError
 
 The application's own exceptions, SQLAlchemy's and pydantic's pass through unwrapped. Texts
 never contain a password or a message body.
@@ -22,7 +24,9 @@ from __future__ import annotations
 __all__ = [
     "ConfigurationError",
     "DecodeError",
+    "IncompleteDeadLetterError",
     "InvalidMessageError",
+    "MessageTooLargeError",
     "MissingExtraError",
     "NoTransactionError",
     "PublishRejectedError",
@@ -56,6 +60,10 @@ class InvalidMessageError(ReliableMQError, ValueError):
     """The message given to ``publish`` cannot be sent by any broker; nothing was stored."""
 
 
+class MessageTooLargeError(InvalidMessageError):
+    """The database takes no row as large as this message needs; nothing was stored."""
+
+
 class TransportError(ReliableMQError):
     """The broker cannot be reached or refused the operation for now; trying again may succeed."""
 
@@ -78,3 +86,7 @@ class StaleDeliveryError(ReliableMQError):
 
 class DecodeError(ReliableMQError):
     """The body does not fit the payload type the handler asks for."""
+
+
+class IncompleteDeadLetterError(ReliableMQError):
+    """The dead letter lacks a part of its message, so that no handler may be given it again."""

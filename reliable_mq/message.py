@@ -77,7 +77,11 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
-    """A message one group gave up on, kept whole until a person replays or discards it."""
+    """A message one group gave up on, kept until a person replays or discards it.
+
+    ``complete`` is False where the database could not take all of it: ``cause`` says what is
+    missing, and it cannot be replayed.
+    """
 
     id: int
     message: Message
@@ -85,6 +89,7 @@ class DeadLetter:
     attempts: int
     cause: str
     died_at: datetime
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)

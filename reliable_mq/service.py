@@ -106,6 +106,7 @@ class Service:
             lane=self._lane(spec),
             around=self._around,
             application=self._application,
+            clock=self._runtime.clock,
         )
         return GroupConsumer(
             processor,

@@ -13,10 +13,16 @@ from sqlalchemy.exc import DataError
 
 from reliable_mq.adapter import SENT, Outcome, Refused, Unknown, Unroutable
 from reliable_mq.crashpoints import crash_point
-from reliable_mq.errors import ConfigurationError, ReliableMQError, TransportError
+from reliable_mq.errors import (
+    ConfigurationError,
+    MessageTooLargeError,
+    ReliableMQError,
+    TransportError,
+)
 from reliable_mq.message import Message
 from reliable_mq.partitioning import partition_for
 from reliable_mq.store import Store
+from reliable_mq.store.room import refuse_too_large
 from reliable_mq_sql.database import Database
 from reliable_mq_sql.rows import to_row, why_refused
 from reliable_mq_sql.topology import TopicRow, Topology
@@ -141,19 +147,20 @@ class Publisher:
         try:
             self._write(entries, end, check)
         except ReliableMQError as error:
-            if not isinstance(error.__cause__, DataError):
+            reason = _lasting(error)
+            if reason is None:
                 raise
-            self._store_one_by_one(draft, entries, end, check)
+            self._store_one_by_one(draft, entries, reason, end, check)
         else:
             for entry in entries:
                 draft.settle(entry.index, SENT)
 
     def _store_one_by_one(
-        self, draft: _Draft, entries: Sequence[_Entry], end: float, check: Check
+        self, draft: _Draft, entries: Sequence[_Entry], reason: str, end: float, check: Check
     ) -> None:
         """Find the message that the database cannot hold, without blocking the others."""
         if len(entries) == 1:
-            draft.settle(entries[0].index, Refused("the database cannot hold this message"))
+            draft.settle(entries[0].index, Refused(reason))
             return
         by_index = {entry.index: entry for entry in entries}
         for index, _ in draft.open():
@@ -170,10 +177,19 @@ class Publisher:
         crash_point("publish.answered")
 
 
+def _lasting(error: ReliableMQError) -> str | None:
+    """Return why the database will never take a message; None where it may."""
+    if isinstance(error, MessageTooLargeError):
+        return str(error)
+    lasts = isinstance(error.__cause__, DataError)
+    return "the database cannot hold this message" if lasts else None
+
+
 class _Log:
     """The end of the log. Its statements are made once: building them costs as much as running."""
 
     def __init__(self, store: Store) -> None:
+        self._store = store
         part = store.tables.topic_partition
         columns = part.c
         here = and_(
@@ -212,6 +228,8 @@ class _Log:
             offset = offsets[entry.place]
             offsets[entry.place] += 1
             rows.append(to_row(entry.message, entry.place[1], offset, now))
+        for row in rows:
+            refuse_too_large(self._store, connection, row)
         connection.execute(self._insert, rows)
 
     def _draw_from_one(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import typer
@@ -21,8 +22,9 @@ from reliable_mq.cli.choosing import (
     Yes,
 )
 from reliable_mq.cli.content import headers_json, shown_body, text_or_base64, to_base64
-from reliable_mq.cli.output import confirm, fail, print_fields, print_json, print_table, say
+from reliable_mq.cli.output import confirm, fail, print_fields, print_json, print_table, say, warn
 from reliable_mq.cli.targets import AppOption, open_target
+from reliable_mq.errors import IncompleteDeadLetterError, MessageTooLargeError
 from reliable_mq.store.dead_letters import StoredDeadLetter
 
 app = typer.Typer(no_args_is_help=True, help="Dead letters: messages a group gave up on.")
@@ -67,6 +69,7 @@ def show(id_: OneId, app: AppOption = None, json: Json = False) -> None:
         "message_time": found.letter.message.time,
         "content_type": found.letter.message.content_type,
         "replays": found.replays,
+        "complete": found.letter.complete,
         "raw_headers": [[name, text_or_base64(value)] for name, value in found.headers],
     }
     if json:
@@ -88,9 +91,24 @@ def replay(
     """Let the group handle a dead letter again; once, however often this is called."""
     choosing.check_choice(id_, every=all_, topic=topic, group=group)
     with open_target(app) as mq:
+        left: list[str] = []
         ids = _chosen(mq, id_, topic, group)
-        count = choosing.each(ids, mq.replay, "replaying")
-    choosing.report(id_, count, done="replayed", otherwise=_gone(id_))
+        count = choosing.each(ids, partial(_replay_or_leave, mq, left), "replaying")
+    for reason in left:
+        warn(reason)
+    if id_ is None or not left:
+        choosing.report(id_, count, done="replayed", otherwise=_gone(id_))
+    if left:
+        raise typer.Exit(1)
+
+
+def _replay_or_leave(mq: ReliableMQ, left: list[str], id_: int) -> bool:
+    """Replay it, or note in *left* why it cannot be: the others of ``--all`` can."""
+    try:
+        return mq.replay(id_)
+    except (IncompleteDeadLetterError, MessageTooLargeError) as error:
+        left.append(str(error))
+        return False
 
 
 @app.command("discard")

@@ -39,7 +39,7 @@ class BatchProcessor:
         Those it did not begin, because of a stop or a database that is down, it leaves out.
         """
         together, apart = _split(items)
-        if len(together) < 2:
+        if len(together) < 2 or any(item.attempts for item in items):
             return self._one_by_one(items)
         try:
             done = self._together(together)

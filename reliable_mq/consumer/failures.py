@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, select
 
-from reliable_mq.message import HeaderValue, Message, new_message_id
+from reliable_mq.message import NO_HEADERS, HeaderValue, Message, fingerprint, new_message_id
 from reliable_mq.names import MAX_HEADER_NAME_BYTES
 from reliable_mq.settings import Settings
 from reliable_mq.store import outbox
+from reliable_mq.store.codec import pack_pairs
 from reliable_mq.store.dead_letters import DeadLetters
 from reliable_mq.store.inbox import Inbox
 from reliable_mq.store.retries import Retries, Waiting
+from reliable_mq.store.room import Shortage, shortage
 from reliable_mq.store.texts import clean
 from reliable_mq.store.times import from_micros
 from reliable_mq.wire import (
@@ -41,6 +43,10 @@ _ROOM_FOR_OURS = 2560
 _CAUSE_ON_THE_WIRE = 1024
 """Bytes."""
 
+_BESIDE = 65_536
+"""Bytes that a row takes beside body, headers and cause, at most; and that the outbox row of its
+copy, which has more headers, takes more than it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
@@ -52,6 +58,11 @@ class Failure:
     attempts: int
     cause: str
     replays: int = 0
+    source: str = ""
+    missing: tuple[str, ...] = ()
+    """What the message lacks of what arrived: ``body``, ``headers`` or both."""
+    whole: bytes | None = None
+    """A fingerprint of the message with that; None where nothing is missing."""
 
 
 class FailureBook:
@@ -77,6 +88,29 @@ class FailureBook:
             replays=failure.replays,
         )
 
+    def shortage(
+        self, connection: Connection, message: Message, headers: RawHeaders
+    ) -> Shortage | None:
+        """Return what of a message would not go into a row; None where it would as a whole."""
+        beside = _BESIDE + 2 * self._settings.dead_letter.max_error_bytes
+        return shortage(
+            self._store, connection, body=message.body, headers=pack_pairs(headers), beside=beside
+        )
+
+    def short_of(self, shortage: Shortage, failure: Failure, *, stays: bool = False) -> Failure:
+        """Return *failure* without what there is no room for; its cause says so first.
+
+        Nothing is left out where it *stays* in memory.
+        """
+        lacks = "waits in memory for room for" if stays else "incomplete: lacks"
+        cause = f"{lacks} its {shortage}; it came from {failure.source}; {failure.cause}"
+        noted = replace(failure, cause=clean(cause, self._settings.dead_letter.max_error_bytes))
+        if stays:
+            return noted
+        # Not the fingerprint of the body itself: it may be the headers that are missing.
+        whole = fingerprint(b"incomplete:" + failure.message.body)
+        return replace(_without(noted, shortage.parts), whole=whole)
+
     def give_up(self, connection: Connection, failure: Failure, *, conflict: bool = False) -> bool:
         """Keep a dead letter and send its copy; False where the same one is there already."""
         added = self._dead_letters.add(
@@ -88,10 +122,18 @@ class FailureBook:
             cause=failure.cause,
             conflict=conflict,
             replays=failure.replays,
+            whole=failure.whole,
         )
-        if added and self._settings.dead_letter.publish:
-            outbox.append(self._store, connection, self._dead_letter_message(connection, failure))
+        if added:
+            self._send_copy(connection, failure)
         return added
+
+    def _send_copy(self, connection: Connection, failure: Failure) -> None:
+        if not self._settings.dead_letter.publish:
+            return
+        now = int(connection.execute(select(self._store.now())).scalar_one())
+        letter = dead_letter_message(failure, self._settings, from_micros(now))
+        outbox.append(self._store, connection, letter)
 
     def finish(self, connection: Connection, waiting: Waiting) -> bool:
         """Take the retry row away after a success; False: roll back, another came first."""
@@ -111,14 +153,32 @@ class FailureBook:
 
     def bury(self, connection: Connection, waiting: Waiting, failure: Failure) -> bool:
         """Turn the retry row into a dead letter; False as in :meth:`finish`."""
+        added = self._dead_letters.add_waiting(
+            connection,
+            waiting,
+            attempts=failure.attempts,
+            cause=failure.cause,
+            replays=failure.replays,
+        )
         if not self._retries.finish(connection, waiting):
             return False
-        self.give_up(connection, failure)
+        if added:
+            # The row was moved, but its copy comes from here.
+            found = self.shortage(connection, failure.message, failure.headers)
+            self._send_copy(
+                connection, failure if found is None else _without(failure, found.parts)
+            )
         return True
 
-    def _dead_letter_message(self, connection: Connection, failure: Failure) -> Message:
-        now = int(connection.execute(select(self._store.now())).scalar_one())
-        return dead_letter_message(failure, self._settings, from_micros(now))
+
+def _without(failure: Failure, parts: tuple[str, ...]) -> Failure:
+    message = failure.message
+    if "body" in parts:
+        message = replace(message, body=b"")
+    if "headers" not in parts:
+        return replace(failure, message=message, missing=parts)
+    message = replace(message, headers=NO_HEADERS)
+    return replace(failure, message=message, headers=(), missing=parts)
 
 
 def dead_letter_message(failure: Failure, settings: Settings, died_at: datetime) -> Message:
@@ -132,17 +192,17 @@ def dead_letter_message(failure: Failure, settings: Settings, died_at: datetime)
         ORIGIN_CAUSE: _one_line(failure.cause, _CAUSE_ON_THE_WIRE),
         ORIGIN_DIED_AT: format_time(died_at),
     }
-    body, truncated = message.body, []
+    body, truncated = message.body, set(failure.missing)
     kept = {k: v for k, v in message.headers.items() if _may_travel_on(k)}
     if _fits(kept, settings):
         headers = {**kept, **headers}
     else:
-        truncated.append("headers")
+        truncated.add("headers")
     if len(body) > settings.max_message_bytes:
         body = b""
-        truncated.append("body")
+        truncated.add("body")
     if truncated:
-        headers[TRUNCATED] = ",".join(truncated)
+        headers[TRUNCATED] = ",".join(sorted(truncated, reverse=True))
     return Message(
         id=new_message_id(),
         topic=settings.dead_letter.topic_for(message.topic, failure.group),

@@ -43,6 +43,8 @@ class Item:
     received_at: datetime
     collisions: int = 0
     """How often in a row it met a deadlock, a lock or a store that is down."""
+    attempts: int = 0
+    """Made so far, of a message that is too large to wait for the next one in the store."""
     failed: Failed | None = None
     """Of an at-most-once handler: it ran, and must not run again; the failure is to be kept."""
     progress: Progress | None = None

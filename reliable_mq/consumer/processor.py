@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from tenacity import RetryCallState, Retrying, retry_if_result, stop_after_attempt, wait_none
 
 from reliable_mq import events as ev
+from reliable_mq.clock import Clock, SystemClock
 from reliable_mq.consumer.calling import Caller, Told
-from reliable_mq.consumer.failures import FailureBook
+from reliable_mq.consumer.failures import Failure, FailureBook
 from reliable_mq.consumer.items import Again, Ended, Failed, Item, Result
 from reliable_mq.consumer.lanes import AnyContext, HandlerStoppedError, Lane
 from reliable_mq.consumer.reports import Reporter
@@ -29,7 +30,7 @@ from reliable_mq.durations import seconds
 from reliable_mq.errors import DecodeError
 from reliable_mq.handlers import Guarantee, HandlerSpec
 from reliable_mq.message import Delivery
-from reliable_mq.retry import Decision, GiveUp, Reject, TryNow
+from reliable_mq.retry import Decision, GiveUp, Reject, TryLater, TryNow
 from reliable_mq.settings import Settings
 from reliable_mq.store.dialects import Trouble
 from reliable_mq.store.retries import Waiting
@@ -82,6 +83,7 @@ class Processor(Caller):
         lane: Lane,
         around: Callable[[Delivery], AnyContext] | None,
         application: object,
+        clock: Clock,
     ) -> None:
         super().__init__(spec, lane=lane, around=around, application=application)
         self.store = store
@@ -91,6 +93,8 @@ class Processor(Caller):
         )
         self._idle_timeout = seconds(settings.consumer.idle_in_transaction)
         self._cause_bytes = settings.dead_letter.max_error_bytes
+        # A clock that a test moves does not move by waiting.
+        self._waits = isinstance(clock, SystemClock)
         self._once = spec.guarantee is Guarantee.EFFECTIVELY_ONCE
         self._at_most_once = spec.guarantee is Guarantee.AT_MOST_ONCE
         self._transactional = self._once or bool(spec.call.database)
@@ -315,20 +319,37 @@ class Processor(Caller):
 
     def _keep(self, subject: Subject, failed: Failed) -> Result:
         """Write a failure down, in a transaction of its own."""
-        if isinstance(failed.decision, TryNow):
+        decision = failed.decision
+        if isinstance(decision, TryNow):
             return Again(0.0)  # stopped in the middle of its tries: nothing is decided
         failure = self.books.failure(subject, attempts=failed.attempt, cause=failed.cause)
         progress = _Progress(_Stage.OPEN)
         try:
             with self.transaction() as transaction:
                 progress.transaction = transaction
-                result = subject.keep(transaction, failure, failed.decision)
+                shortage = subject.shortage(transaction.connection)
+                stays = shortage is not None and isinstance(decision, TryLater)
+                if shortage is not None:
+                    failure = self.books.book.short_of(shortage, failure, stays=stays)
+                kept = None if stays else subject.keep(transaction, failure, decision)
         except Exception as error:  # noqa: BLE001 - a worker must not die of it
             # Also after a COMMIT of unknown outcome: the delivery starts again and will see.
             return self._store_failed(error, self._trouble(error, progress))
+        if kept is None:
+            return self._stay(subject, failure, decision)
         crash_point("failure.committed")
-        self.reporter.kept(subject.message, result, failure, failed.decision)
-        return result
+        self.reporter.kept(subject.message, kept, failure, decision)
+        return kept
+
+    def _stay(self, subject: Subject, failure: Failure, decision: TryLater | GiveUp) -> Again:
+        """Let what the store does not take wait in memory: a dead letter would lack its body.
+
+        If this process ends, another one gets it from the broker, and counts anew.
+        """
+        subject.stay(failure.attempts)
+        self.reporter.kept(subject.message, Ended.RETRIED, failure, decision)
+        delay = decision.delay if isinstance(decision, TryLater) else 0.0
+        return Again(delay if self._waits else 0.0)
 
 
 def _is_now(outcome: Result | Failed) -> bool:

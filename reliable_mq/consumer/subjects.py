@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Protocol
 
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from reliable_mq.consumer.failures import Failure, FailureBook
@@ -20,6 +21,7 @@ from reliable_mq.retry import GiveUp, TryLater
 from reliable_mq.store.dialects import Claimed
 from reliable_mq.store.inbox import Inbox, Seen
 from reliable_mq.store.retries import Retries, Waiting
+from reliable_mq.store.room import Shortage
 from reliable_mq.wire import RawHeaders
 
 if TYPE_CHECKING:
@@ -29,6 +31,9 @@ LOCK_TIMEOUT = 2.0
 """Seconds to wait for another transaction that handles the same message."""
 
 ELSEWHERE_DELAY = 0.05
+BEHIND_DELAY = 1.0
+"""Seconds between two looks at what waits before a message that cannot wait in the store."""
+
 CONFLICT = "id-conflict: this group has had another message with the same id"
 
 
@@ -55,7 +60,20 @@ class Subject(Protocol):
         """How often a person replayed it."""
         ...
 
+    @property
+    def source(self) -> str:
+        """Where on the broker it came from; empty where that is not known."""
+        ...
+
     collisions: int
+
+    def shortage(self, connection: Connection) -> Shortage | None:
+        """Return what the database would not take of it, if it had to be written now."""
+        ...
+
+    def stay(self, attempts: int) -> None:
+        """Remember that so many attempts were made, in memory."""
+        ...
 
     def delivery(self, number: int) -> Delivery:
         """Return what the handler sees of attempt number *number*."""
@@ -79,7 +97,6 @@ class Subject(Protocol):
 class Fresh:
     """A delivery from the broker."""
 
-    made = 0
     replays = 0
 
     def __init__(self, item: Item, books: Books) -> None:
@@ -97,6 +114,16 @@ class Fresh:
         return self._item.headers
 
     @property
+    def made(self) -> int:
+        """How many attempts were made; what is counted in the store begins with none."""
+        return self._item.attempts
+
+    @property
+    def source(self) -> str:
+        """Its position, or the partition where it has an id and therefore no position."""
+        return self._item.received.raw.position or self._item.received.partition
+
+    @property
     def collisions(self) -> int:
         """Kept on the item: it outlives this hand-over."""
         return self._item.collisions
@@ -104,6 +131,14 @@ class Fresh:
     @collisions.setter
     def collisions(self, value: int) -> None:
         self._item.collisions = value
+
+    def shortage(self, connection: Connection) -> Shortage | None:
+        """Return what the database would not take of it."""
+        return self._books.book.shortage(connection, self.message, self.headers)
+
+    def stay(self, attempts: int) -> None:
+        """Count on the item: the delivery starts again from here."""
+        self._item.attempts = attempts
 
     def delivery(self, number: int) -> Delivery:
         """Return what the handler sees."""
@@ -124,6 +159,8 @@ class Fresh:
             waits = books.retries.key_waits(connection, books.group, message.topic, message.key)
         if not waits:
             return None
+        if self.shortage(connection) is not None:
+            return Again(BEHIND_DELAY)  # and what follows it in its key waits behind it
         books.inbox.mark_waiting(connection, books.group, message.topic, message.id)
         parked = books.failure(self, attempts=0, cause="waits behind an earlier message of its key")
         books.book.wait(connection, parked, 0.0)
@@ -161,6 +198,8 @@ class Fresh:
 
 class Stored:
     """A row that waited for its next attempt."""
+
+    source = ""
 
     def __init__(self, waiting: Waiting, books: Books) -> None:
         self._waiting = waiting
@@ -203,6 +242,13 @@ class Stored:
     def replays(self) -> int:
         """How often a person replayed it."""
         return self._waiting.replays
+
+    def shortage(self, connection: Connection) -> Shortage | None:
+        """Return None: nothing of it is written again."""
+        return None
+
+    def stay(self, attempts: int) -> None:
+        """Do nothing: the row counts."""
 
     def delivery(self, number: int) -> Delivery:
         """Return what the handler sees."""
@@ -290,6 +336,7 @@ class Books:
             attempts=attempts,
             cause=cause,
             replays=subject.replays,
+            source=subject.source,
         )
 
     def claim(
@@ -322,6 +369,9 @@ class Books:
         if seen is Seen.GONE:
             return Again(ELSEWHERE_DELAY)
         conflict = self.failure(subject, attempts=0, cause=CONFLICT)
+        shortage = subject.shortage(transaction.connection)
+        if shortage is not None:
+            conflict = self.book.short_of(shortage, conflict)
         added = self.book.give_up(transaction.connection, conflict, conflict=True)
         crash_point("failure.conflict_written")
         transaction.commit()

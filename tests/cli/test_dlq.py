@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import pty
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import event, update
 
 from reliable_mq import Reject, ReliableMQ, Settings
 from tests.cli.conftest import COMMAND, PATIENCE, Cli, publish, until
@@ -158,6 +159,44 @@ def test_replay_lets_the_group_handle_it_once_however_often_it_is_called(
     assert process.stop() == 0
     assert (shop / "charged").read_text() == "unicorn\n"
     assert mq.dead_letters() == []
+
+
+@pytest.fixture
+def incomplete(dead: ReliableMQ) -> int:
+    """A fourth dead letter, of orders/billing, that lacks its body; its id."""
+
+    @event.listens_for(dead.store.engine, "connect")
+    def limit(connection: sqlite3.Connection, record: object) -> None:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 150_000)
+
+    publish(dead, bytes(120_000))
+    dead.store.dispose()
+    dead.run_until_idle()
+    return dead.dead_letters()[-1].id
+
+
+def test_what_a_dead_letter_lacks_is_shown_and_its_replay_refused(
+    cli: Cli, dead: ReliableMQ, incomplete: int
+) -> None:
+    cause = "incomplete: lacks its body of 120000 bytes: the database takes 150000 bytes at once"
+    record = json.loads(cli("dlq", "show", str(incomplete), "--json").stdout)
+    assert (record["complete"], record["body_base64"]) == (False, "")
+    assert record["cause"].startswith(cause)
+    assert cause in cli("dlq", "show", str(incomplete)).stdout
+    assert json.loads(cli("dlq", "show", "1", "--json").stdout)["complete"] is True
+    refused = cli("dlq", "replay", str(incomplete))
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert f"dead letter {incomplete} cannot be replayed, it is not the whole" in refused.stderr
+
+
+def test_replay_all_leaves_what_is_incomplete_and_says_so(
+    cli: Cli, dead: ReliableMQ, incomplete: int
+) -> None:
+    done = cli("dlq", "replay", "--all")
+    assert (done.returncode, done.stdout) == (1, "3 replayed\n")
+    assert f"dead letter {incomplete} cannot be replayed" in done.stderr
+    assert [one["id"] for one in listed(cli)] == [incomplete]
+    assert cli("dlq", "discard", str(incomplete), "--yes").stdout == "1 discarded\n"
 
 
 def test_replay_all_takes_only_the_topic_and_group_named(cli: Cli, dead: ReliableMQ) -> None:

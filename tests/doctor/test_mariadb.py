@@ -137,6 +137,8 @@ def test_a_server_that_syncs_late_is_a_warning(mariadb_server: Server, mariadb_u
 def test_packets_are_measured_by_the_largest_message(store: Store) -> None:
     assert seen(store, max_message_bytes=7_000_000) == {}
     assert seen(store, max_message_bytes=9_000_000) == {"mariadb-max-allowed-packet": ERROR}
+    (finding,) = inspect_store(store, Expected(max_message_bytes=9_000_000)).findings
+    assert "lacks its body as a dead letter" in finding.why
 
 
 def test_a_server_that_is_read_only_is_an_error(store: Store, admin: Admin) -> None:

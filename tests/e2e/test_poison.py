@@ -96,6 +96,34 @@ class TestOnEachDatabase:
         assert len(seen()) == 1
 
 
+@pytest.mark.parametrize("kind", ["rabbitmq", "redis"], indirect=True)
+class TestOnMariaDB:
+    @pytest.fixture
+    def database_url(self, mariadb_url: str) -> str:
+        return mariadb_url
+
+    def test_a_body_that_the_database_does_not_take_stops_nobody_and_a_person_is_told(
+        self, broker: Broker, make_mq: MakeMQ, unique: str, seen: Seen
+    ) -> None:
+        body = b"'" * 17_000_000
+        mq = strict(make_mq, unique)
+        mq.declare()
+        broker.put(unique, b'{"id": 1}', body, b'{"id": 2}')
+        counts = mq.run_until_idle(60)
+        assert (counts.handled, counts.dead_lettered) == (2, 1)
+        assert sorted(seen()) == ["1", "2"]
+        (shown,) = as_json(broker, "dlq", "ls")
+        assert shown["body_base64"] == ""
+        assert shown["cause"].startswith("incomplete: lacks its body of 17000000 bytes")
+        assert "(max_allowed_packet)" in shown["cause"]
+        assert "; oversize: " in shown["cause"]
+        refused = reliable_mq(broker, "dlq", "replay", str(shown["id"]))
+        assert refused.returncode == 1
+        assert "it is not the whole message" in refused.stderr
+        (group,) = as_json(broker, "status")["groups"]
+        assert (group["lag"], group["retries"], group["dead_letters"]) == (0, 0, 1)
+
+
 FORGED = [
     ("message-id", b"line\r\nbreak\x00nul"),
     ("message-time", b"yesterday"),

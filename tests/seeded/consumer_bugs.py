@@ -20,6 +20,7 @@ _ORDERED = (
     "consumer/test_ordered.py::"
     "test_later_messages_of_a_failed_key_wait_behind_it_and_other_keys_go_on[sqlite-1-1]"
 )
+_TOO_LARGE = "consumer/test_too_large.py::"
 _COMMIT = "        self.committing = True\n        self.connection.commit()"
 
 BUGS = (
@@ -128,8 +129,8 @@ BUGS = (
     bug(
         "a dead letter is not sent to its topic",
         _FAILURES,
-        "if added and self._settings.dead_letter.publish:",
-        "if not added:",
+        "if not self._settings.dead_letter.publish:",
+        "if self._settings.dead_letter.publish:",
         _HANDLING + "test_the_last_failure_makes_a_dead_letter_with_everything_in_it[sqlite]",
     ),
     bug(
@@ -286,6 +287,27 @@ BUGS = (
         "",
         "consumer/test_scheduler.py::"
         "test_a_retry_row_that_was_left_since_the_look_began_is_not_as_it_was_read",
+    ),
+    bug(
+        "what is too large to wait in the store waits there without its body",
+        _PROCESSOR,
+        "stays = shortage is not None and isinstance(decision, TryLater)",
+        "stays = False",
+        _TOO_LARGE + "test_its_attempts_are_made_in_place_with_all_of_it[sqlite]",
+    ),
+    bug(
+        "a dead letter that lacks its body is replayed",
+        "reliable_mq/store/dead_letters.py",
+        "if not stored.letter.complete:",
+        "if False:",
+        _TOO_LARGE + "test_a_replay_is_refused_and_says_why_and_discarding_is_not[sqlite]",
+    ),
+    bug(
+        "a message that is retried in memory is handled in a batch, as if for the first time",
+        _BATCHES,
+        " or any(item.attempts for item in items)",
+        "",
+        _TOO_LARGE + "test_its_attempts_are_counted_where_there_are_batches[sqlite]",
     ),
     bug(
         "the row that follows in its key may be handed over beside",

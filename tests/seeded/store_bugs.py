@@ -6,6 +6,7 @@ from tests.seeded.bug import Bug, Edit, bug
 
 _LEASES = "reliable_mq/store/leases.py"
 _OWNERSHIP = "reliable_mq_sql/ownership.py"
+_MYSQL = "reliable_mq/store/dialects/mysql.py"
 _FREE = "            or_(lease.c.owner.is_(None), lease.c.expires_at <= now),"
 
 BUGS = (
@@ -65,6 +66,23 @@ BUGS = (
         "return self.position",
         "adapters/sql/test_consuming.py::"
         "test_a_hole_in_the_acks_keeps_the_cursor_before_it[sqlite]",
+    ),
+    bug(
+        "a byte of a body counts as one although the driver writes two",
+        _MYSQL,
+        "return len(driver.escape(value))",
+        "return len(value)",
+        "store/test_room.py::test_the_largest_row_that_is_said_to_fit_is_taken[asyncmy-escaped]",
+        servers="mariadb",
+    ),
+    bug(
+        "what is published is written without a look at what the database takes",
+        "reliable_mq/store/outbox/writing.py",
+        "        refuse_too_large(store, connection, row)\n",
+        "        pass\n",
+        "store/test_room.py::test_publishing_a_larger_one_is_a_typed_error_in_the_transaction_of_"
+        "the_application[pymysql]",
+        servers="mariadb",
     ),
     bug(
         "a member that comes moves leases although nothing is left for it",

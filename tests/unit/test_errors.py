@@ -12,11 +12,13 @@ TREE = {
     "MissingExtraError": (errors.ConfigurationError,),
     "NoTransactionError": (errors.ReliableMQError,),
     "InvalidMessageError": (errors.ReliableMQError, ValueError),
+    "MessageTooLargeError": (errors.InvalidMessageError,),
     "TransportError": (errors.ReliableMQError,),
     "PublishUnconfirmedError": (errors.TransportError,),
     "PublishRejectedError": (errors.ReliableMQError,),
     "StaleDeliveryError": (errors.ReliableMQError,),
     "DecodeError": (errors.ReliableMQError,),
+    "IncompleteDeadLetterError": (errors.ReliableMQError,),
 }
 
 

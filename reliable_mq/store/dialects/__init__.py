@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 
 from reliable_mq.errors import ConfigurationError
-from reliable_mq.store.dialects.base import Claimed, StoreDialect, Trouble
+from reliable_mq.store.dialects.base import Claimed, Room, StoreDialect, Trouble
 
-__all__ = ["Claimed", "StoreDialect", "Trouble", "dialect_of"]
+__all__ = ["Claimed", "Room", "StoreDialect", "Trouble", "dialect_of"]
 
 _DIALECTS = {
     "postgresql": "postgresql:PostgreSQL",

@@ -79,6 +79,15 @@ class Claimed(NamedTuple):
     """The fingerprint under which it was known before; None also where nobody has looked."""
 
 
+class Room(NamedTuple):
+    """How much the database takes of one row."""
+
+    size: int
+    """Bytes, counted as :meth:`StoreDialect.size_of` counts."""
+    limit: str
+    """What sets it."""
+
+
 class StoreDialect(ABC):
     """One kind of database. Thread-safe."""
 
@@ -170,6 +179,18 @@ class StoreDialect(ABC):
     @abstractmethod
     def insert_ignoring(self, table: Table) -> Insert:
         """Return an INSERT that skips rows whose key exists, for executemany with mappings."""
+
+    @abstractmethod
+    def room(self, connection: Connection) -> Room:
+        """Return what may be written on *connection* by one statement, as one row.
+
+        A larger one is an error each time, and on MariaDB and MySQL one that looks like a lost
+        connection, which is no reason to give up.
+        """
+
+    def size_of(self, connection: Connection, value: bytes) -> int:
+        """Return how much of the :meth:`room` *value* takes: its length, or up to twice that."""
+        return len(value)
 
     @abstractmethod
     def is_missing_table(self, error: DBAPIError) -> bool:

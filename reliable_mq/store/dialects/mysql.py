@@ -30,6 +30,7 @@ from reliable_mq.errors import ConfigurationError
 from reliable_mq.store.dialects.base import (
     ENDING,
     LASTING,
+    Room,
     Row,
     StoreDialect,
     Trouble,
@@ -54,6 +55,8 @@ _MISSING = {1049, 1146}  # unknown database, no such table
 _LIMIT = "reliable_mq_idle_limit"
 _LIMIT_BEFORE = "reliable_mq_idle_before"
 _LOCK_WAIT_BEFORE = "reliable_mq_lock_wait_before"
+_PACKET = "reliable_mq_packet"
+_OUR_DRIVERS = ("pymysql", "asyncmy")
 
 # UTC_TIMESTAMP, because NOW() is in the session's time zone; (6) for microseconds.
 _NOW: ColumnElement[int] = literal_column(
@@ -178,6 +181,23 @@ class MySQL(StoreDialect):
     def _has_idled(self, connection: Connection | None) -> bool:
         end = None if connection is None else self._limits_end.get(connection)
         return end is not None and time.monotonic() >= end
+
+    @override
+    def room(self, connection: Connection) -> Room:
+        # A session keeps the limit that the server had when it began.
+        size = connection.info.get(_PACKET)
+        if size is None:
+            asked = connection.exec_driver_sql("SELECT @@session.max_allowed_packet")
+            size = connection.info[_PACKET] = int(asked.scalar_one())
+        return Room(size, "max_allowed_packet")
+
+    @override
+    def size_of(self, connection: Connection, value: bytes) -> int:
+        # It becomes text: in hexadecimal, or with some of the bytes escaped, as the driver likes.
+        driver: Any = connection.connection.driver_connection
+        if connection.dialect.driver in _OUR_DRIVERS and len(value) <= self.room(connection).size:
+            return len(driver.escape(value))
+        return 2 * len(value)
 
     @override
     def is_missing_table(self, error: DBAPIError) -> bool:

@@ -26,6 +26,7 @@ from typing_extensions import override
 from reliable_mq.store.dialects.base import (
     LASTING,
     Claimed,
+    Room,
     Row,
     StoreDialect,
     Trouble,
@@ -51,6 +52,7 @@ _MISSING = {"42P01", "3F000"}  # undefined_table, invalid_schema_name
 
 _SCHEMA_LOCK = 7307218391044825458  # any number, the same in every process
 _LIMIT = "reliable_mq_idle_limit"
+_ROOM = Room(2**30 - 1, "PostgreSQL's largest row as text")
 
 # now() is frozen at the transaction's begin.
 _NOW: ColumnElement[int] = literal_column(
@@ -168,6 +170,15 @@ class PostgreSQL(StoreDialect):
         if isinstance(error, InterfaceError | OSError):
             return Trouble.GONE
         return _without_state(error)
+
+    @override
+    def room(self, connection: Connection) -> Room:
+        return _ROOM
+
+    @override
+    def size_of(self, connection: Connection, value: bytes) -> int:
+        # The server stores larger ones than it can show: as text they are hexadecimal.
+        return 2 * len(value)
 
     @override
     def is_missing_table(self, error: DBAPIError) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -15,13 +16,15 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from typing_extensions import override
 
 from reliable_mq.errors import ConfigurationError
-from reliable_mq.store.dialects.base import Row, StoreDialect, Trouble, driver_error
+from reliable_mq.store.dialects.base import Room, Row, StoreDialect, Trouble, driver_error
 from reliable_mq.store.dialects.claims import Expressions, Statements, parameters
 from reliable_mq.store.dialects.fairness import FairLock, begin_immediate, hold
 from reliable_mq.store.urls import identity_of, is_memory
 
 _BUSY_TEXTS = ("database is locked", "database table is locked", "database schema is locked")
 _FULL_TEXT = "database or disk is full"
+_LENGTH = 1_000_000_000
+"""SQLITE_MAX_LENGTH, unless it was built with another one."""
 
 # julianday is the finest clock that versions before 3.42 have: milliseconds.
 _NOW: ColumnElement[int] = literal_column(
@@ -98,6 +101,14 @@ class SQLite(StoreDialect):
         if isinstance(error, DBAPIError) and error.connection_invalidated:
             return Trouble.GONE
         return Trouble.OTHER
+
+    @override
+    def room(self, connection: Connection) -> Room:
+        driver = connection.connection.driver_connection
+        size = _LENGTH  # that of aiosqlite can be asked on its own thread only
+        if isinstance(driver, sqlite3.Connection):
+            size = driver.getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
+        return Room(size, "SQLITE_LIMIT_LENGTH")
 
     @override
     def is_missing_table(self, error: DBAPIError) -> bool:

@@ -170,7 +170,8 @@ def _packet(facts: Facts, expected: Expected, product: str) -> Iterator[Finding]
             subject=f"{product} max_allowed_packet",
             what=f"max_allowed_packet is {limit} bytes, max_message_bytes is "
             f"{expected.max_message_bytes}",
-            why="a large message ends the connection, and is tried again without end",
+            why="a large message cannot be published, waits for its next attempt in memory, and "
+            "lacks its body as a dead letter",
             remedy=f"set max_allowed_packet to {needed} or more, or lower max_message_bytes",
         )
 

@@ -14,6 +14,7 @@ from reliable_mq.message import Message
 from reliable_mq.store.codec import pack_headers
 from reliable_mq.store.dialects.base import is_autocommit
 from reliable_mq.store.direct import Direct
+from reliable_mq.store.room import refuse_too_large
 from reliable_mq.store.tables import OUTBOX_SLOTS, slot_of
 from reliable_mq.store.times import to_micros
 
@@ -160,12 +161,15 @@ class OutboxInsert:
 def write(store: Store, connection: Connection, messages: Sequence[Message]) -> None:
     """Insert *messages* in their order, in the transaction on *connection*.
 
-    Raises ``ConfigurationError`` where nobody would relay them (:meth:`Store.verify`) and
-    ``NoTransactionError`` where each statement commits by itself.
+    Raises ``ConfigurationError`` where nobody would relay them (:meth:`Store.verify`),
+    ``NoTransactionError`` where each statement commits by itself, and ``MessageTooLargeError``.
     """
     refuse_autocommit(connection)
     store.verify(connection)
-    store.outbox_insert.execute(connection, [outbox_row(message) for message in messages])
+    rows = [outbox_row(message) for message in messages]
+    for row in rows:
+        refuse_too_large(store, connection, row)
+    store.outbox_insert.execute(connection, rows)
     crash_point("outbox.inserted")
 
 

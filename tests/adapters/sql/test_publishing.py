@@ -91,6 +91,21 @@ def test_a_message_the_database_refuses_is_found_among_its_neighbours(
     assert adapter.lag("orders", "billing") == 2
 
 
+def test_a_message_for_which_mariadb_has_no_packet_is_refused_and_its_neighbours_are_sent(
+    mariadb_url: str, opened: Open
+):
+    """It closes the connection without a word: an unknown outcome, again and again."""
+    store = Store(database_url=mariadb_url)
+    store.create()
+    adapter = opened(store, max_message_bytes=100_000_000)
+    declare(adapter, "billing")
+    large = Message(id="large", topic="orders", key="bob", body=bytes(20_000_000))
+    refused = adapter.publish([order(1), large, order(2)], 20)
+    store.dispose()
+    assert [type(one) for one in refused] == [type(SENT), Refused, type(SENT)]
+    assert "max_allowed_packet" in getattr(refused[1], "cause", "")
+
+
 def test_a_topic_that_was_dropped_is_unroutable_although_it_was_known(store: Store, opened: Open):
     adapter = opened(store)
     declare(adapter, "billing")
