@@ -20,7 +20,8 @@ from .base import Server, missing
 # Those in sbin switch to the user rabbitmq and to the machine's own configuration.
 _PROGRAM = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 _CONTROL = _PROGRAM.with_name("rabbitmqctl")
-_SETTLE_TIMEOUT = 5.0
+_SETTLE_TIMEOUT = 60.0
+"""Seconds. It takes up to one, and more where the machine has too much to do."""
 _METHOD_FRAME = b"\x01"
 _QUIET_SCHEDULERS = "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none"
 

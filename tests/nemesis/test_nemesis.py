@@ -13,7 +13,7 @@ from tests.conftest import OwnServer
 from tests.nemesis.application import Arena
 from tests.nemesis.proxy import Trouble
 from tests.nemesis.stories import told
-from tests.nemesis.world import SECONDS, SETTLE, Result, World
+from tests.nemesis.world import SECONDS, SETTLE, START, Result, World
 
 SEED = os.environ.get("RMQ_NEMESIS_SEED")
 CHOSEN = (
@@ -30,7 +30,7 @@ LINKS = tuple(trouble.value for trouble in Trouble)
 
 @pytest.mark.chaos
 @pytest.mark.slow
-@pytest.mark.timeout(SECONDS + SETTLE + 600)
+@pytest.mark.timeout(START + SECONDS + SETTLE + 600)
 @pytest.mark.parametrize(("broker", "database"), CHOSEN)
 def test_whatever_breaks_no_promise_does(
     broker: str, database: str, own_server: OwnServer, unique: str, tmp_path: Path
@@ -45,7 +45,7 @@ def test_whatever_breaks_no_promise_does(
 
 @pytest.mark.chaos
 @pytest.mark.slow
-@pytest.mark.timeout(SETTLE + 600)
+@pytest.mark.timeout(START + SETTLE + 600)
 def test_consumers_that_are_killed_before_their_commit_lose_nothing(
     own_server: OwnServer, unique: str, tmp_path: Path
 ) -> None:

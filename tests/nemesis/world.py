@@ -42,6 +42,8 @@ SECONDS = float(os.environ.get("RMQ_NEMESIS_SECONDS", "100"))
 """How long faults are dealt."""
 SETTLE = float(os.environ.get("RMQ_NEMESIS_SETTLE", "300"))
 """Seconds in which everything must be at rest after the last fault."""
+START = 240.0
+"""Seconds in which everybody must be at work, before the first one."""
 DISK_MIB = {
     "sqlite": 64 + SECONDS / 20,
     "postgresql": 256 + SECONDS / 10,
@@ -172,7 +174,7 @@ class World:
 
     def _await_work(self, mq: ReliableMQ, crew: Crew) -> None:
         """Wait until every group has handled something: there is nothing to disturb before."""
-        deadline = time.monotonic() + SETTLE
+        deadline = time.monotonic() + START
         while not all(read(mq, self.direct).truth.effects.values()):
             ended = [one.role for one in crew.members if one.exit_code is not None]
             assert not ended, crew.said()
