@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 import pytest
 
@@ -22,6 +22,10 @@ from tests.brokers import (
     variable,
 )
 
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadFileScheduling
+
 S = TypeVar("S", bound=Server)
 
 pytest_plugins = ["pytester", "reliable_mq.testing.matrix"]
@@ -34,12 +38,34 @@ class OwnServer(Protocol):
         """A started server for this test alone: it may kill it, pause it, restart it."""
 
 
-LONGEST = "tests/sweep/test_sweep.py"
+CROWDS = (
+    "tests/chaos/",
+    "tests/examples/test_cdnow.py",
+    "tests/nemesis/",
+    "tests/relay/test_chaos.py",
+    "tests/sweep/",
+)
+"""Where each test keeps many processes busy, for minutes."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest file: where several workers share them, the others would wait."""
-    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+    """Begin with the crowds: where several workers share the tests, the others would wait."""
+    items.sort(key=lambda item: not item.nodeid.startswith(CROWDS))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
+    """Leave all crowds to one worker: two at a time take the machine away from each other."""
+    if config.getoption("dist") != "loadfile":
+        return None
+
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneCrowdAtATime(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return "crowds" if nodeid.startswith(CROWDS) else super()._split_scope(nodeid)
+
+    return OneCrowdAtATime(config, log)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -13,6 +13,7 @@ VERDICT = f"{ROWS} purchases of 1603 customers, {DOLLARS} dollars: count, sum an
 
 @pytest.mark.slow
 @pytest.mark.chaos
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("broker", "database"),
     [
@@ -30,10 +31,10 @@ def test_the_ledger_agrees_although_processes_are_killed(
     broker_url = "sql://" if broker == "sql" else request.getfixturevalue(f"{broker}_url")
     code = example.run(
         "examples.cdnow",
-        *("--rows", str(ROWS), "--topic", unique, "--timeout", "240"),
+        *("--rows", str(ROWS), "--topic", unique, "--timeout", "800"),
         *("--broker-url", broker_url),
         *("--database-url", request.getfixturevalue(f"{database}_url")),
-        timeout=280,
+        timeout=840,
     )
     assert code == 0, example.said
     assert VERDICT in example.said
