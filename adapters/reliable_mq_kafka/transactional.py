@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from confluent_kafka import Consumer, TopicPartition
 
-from reliable_mq.adapter import Batch, Handled
+from reliable_mq.adapter import Batch, Handled, Refused, Unroutable
 from reliable_mq.errors import ReliableMQError, StaleDeliveryError, TransportError
 from reliable_mq_kafka.commits import Commits
 from reliable_mq_kafka.config import Clients
@@ -139,34 +139,34 @@ class TransactionalSubscription(KafkaSubscription):
 
     # --- committing ---
 
-    def commit(self, handled: Sequence[Handled]) -> Mapping[int, str]:
+    def commit(self, handled: Sequence[Handled]) -> Mapping[int, Refused | Unroutable]:
         """See ``TransactionalSubscription.commit``."""
         intake = self._member()
         if intake is None:
             raise StaleDeliveryError("this subscription owns nothing")
         done = _by_partition(intake, handled)
         offsets = {one: _watermark(one, numbers) for one, numbers in done.items()}
-        refused = self._run(intake, handled, offsets)
-        if not refused:
+        homeless = self._run(intake, handled, offsets)
+        if not homeless:
             for one, numbers in done.items():
                 for number in numbers:
                     one.ack(number)
                 one.was_offered()
                 one.was_committed(offsets[one])
-        return refused
+        return homeless
 
     def _run(
         self,
         intake: TransactionalIntake,
         handled: Sequence[Handled],
         offsets: Mapping[OwnedPartition, int],
-    ) -> Mapping[int, str]:
+    ) -> Mapping[int, Refused | Unroutable]:
         member = intake.membership(offsets)
         places = [TopicPartition(*one.place, offset) for one, offset in offsets.items()]
         messages = [message for one in handled for message in one.outputs]
         origins = [index for index, one in enumerate(handled) for _ in one.outputs]
         try:
-            refused = self._transactions.run(messages, places, member)
+            homeless = self._transactions.run(messages, places, member)
         except FencedError as error:
             raise StaleDeliveryError(f"the group refused the offsets: {error}") from error
         except InDoubtError as error:
@@ -174,7 +174,7 @@ class TransactionalSubscription(KafkaSubscription):
             raise TransportError(
                 f"whether a transaction was committed is not known: {error}; the brokers are asked"
             ) from error
-        return {origins[index]: cause for index, cause in refused.items()}
+        return {origins[index]: outcome for index, outcome in homeless.items()}
 
     def _member(self) -> TransactionalIntake | None:
         intake = self._intake

@@ -21,14 +21,15 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
-from reliable_mq.adapter import Refused
+from reliable_mq.adapter import Refused, Unroutable
 from reliable_mq.errors import ConfigurationError, ReliableMQError
 from reliable_mq.message import Message
 from reliable_mq_kafka.config import Clients
-from reliable_mq_kafka.errors import UNFIT, error_of, outcome_of, text_of, translate
+from reliable_mq_kafka.errors import ROUTE, UNFIT, error_of, outcome_of, text_of, translate
 from reliable_mq_kafka.health import Health
 from reliable_mq_kafka.records import KafkaRecord, headers_of
 
@@ -39,6 +40,9 @@ _SERVE_EVERY = 100
 _LOOK_UP = 5.0
 _GRACE = 1.0
 """Seconds after its time is up in which a call of the client's may still return."""
+
+Homeless: TypeAlias = Mapping[int, Refused | Unroutable]
+"""Why messages, by position, cannot be stored."""
 
 _ALONE = {"batch_num_messages": 1, "max_in_flight_requests_per_connection": 1}
 
@@ -177,20 +181,20 @@ class Transactions:
 
     def run(
         self, messages: Sequence[Message], offsets: Sequence[TopicPartition], member: Membership
-    ) -> Mapping[int, str]:
+    ) -> Homeless:
         """Store *messages* and *offsets*; bounded to a few times the transaction's time-out.
 
-        Returns nothing once it is committed, or the causes why messages, by position, are
-        refused for good. Raises :class:`FencedError` or an error of the library where nothing
-        was stored, :class:`InDoubtError` where that is not known.
+        Returns nothing once it is committed, or the outcomes of messages, by position, that are
+        refused for good or have no topic. Raises :class:`FencedError` or an error of the library
+        where nothing was stored, :class:`InDoubtError` where that is not known.
         """
-        refused = self._run(messages, offsets, member)
-        if refused and len(messages) > 1:
+        homeless = self._run(messages, offsets, member)
+        if len(messages) > 1 and any(one.code() in UNFIT for one in self._failures.values()):
             # Brokers refuse a whole request, though one message of it may be the reason, or
             # none: then it was too many together.
             with self._requests_of_one():
-                refused = self._run(messages, offsets, member)
-        return refused
+                homeless = self._run(messages, offsets, member)
+        return homeless
 
     @contextmanager
     def _requests_of_one(self) -> Iterator[None]:
@@ -204,7 +208,7 @@ class Transactions:
 
     def _run(
         self, messages: Sequence[Message], offsets: Sequence[TopicPartition], member: Membership
-    ) -> Mapping[int, str]:
+    ) -> Homeless:
         deadline = time.monotonic() + self._clients.options.transaction_timeout
         self.prepare(deadline - time.monotonic())
         producer = self._producer
@@ -221,7 +225,9 @@ class Transactions:
         return self._commit(producer, messages, deadline)
 
     def _produce(self, producer: Producer, messages: Sequence[Message], deadline: float) -> None:
-        self._look_up(producer, {message.topic for message in messages})
+        self._look_up(producer, messages)
+        if self._failures:
+            return
         for index, message in enumerate(messages):
             self._hand_over(producer, index, message, deadline)
             if not index % _SERVE_EVERY:
@@ -264,13 +270,17 @@ class Transactions:
                 KafkaError(KafkaError._TIMED_OUT, "the offsets were not answered")
             ) from None
 
-    def _look_up(self, producer: Producer, topics: set[str]) -> None:
+    def _look_up(self, producer: Producer, messages: Sequence[Message]) -> None:
         """Ask for topics that are new to this producer: it learns of them late by itself."""
-        for topic in topics - self._known:
-            found = producer.list_topics(topic, timeout=_LOOK_UP).topics[topic]
-            if found.error is not None:
-                raise KafkaException(KafkaError(found.error.code(), f"topic {topic!r}"))
-            self._known.add(topic)
+        for topic in {message.topic for message in messages} - self._known:
+            error = producer.list_topics(topic, timeout=_LOOK_UP).topics[topic].error
+            if error is None:
+                self._known.add(topic)
+            elif error.code() in ROUTE:
+                places = (index for index, one in enumerate(messages) if one.topic == topic)
+                self._failures.update(dict.fromkeys(places, error))
+            else:
+                raise KafkaException(KafkaError(error.code(), f"topic {topic!r}"))
 
     def _hand_over(self, producer: Producer, index: int, message: Message, deadline: float) -> None:
         while True:
@@ -287,7 +297,7 @@ class Transactions:
                     raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "queue full")) from None
                 producer.poll(0.05)
             except KafkaException as error:
-                if error_of(error).code() not in UNFIT:
+                if error_of(error).code() not in UNFIT | ROUTE:
                     raise
                 self._failures[index] = error_of(error)
                 return
@@ -298,9 +308,7 @@ class Transactions:
         if error is not None and error.code() not in _FOLLOWS:
             self._failures[index] = error
 
-    def _commit(
-        self, producer: Producer, messages: Sequence[Message], deadline: float
-    ) -> Mapping[int, str]:
+    def _commit(self, producer: Producer, messages: Sequence[Message], deadline: float) -> Homeless:
         # With some time of its own: to be in doubt is dear.
         deadline = max(deadline, time.monotonic() + self._clients.timeout)
         try:
@@ -315,26 +323,37 @@ class Transactions:
 
     # --- when it fails ---
 
-    def _undo(self, messages: Sequence[Message], error: KafkaException | None) -> Mapping[int, str]:
-        """Abort; return which messages are refused for good, or raise what it was."""
+    def _undo(self, messages: Sequence[Message], error: KafkaException | None) -> Homeless:
+        """Abort; return which messages have no place, or raise what it was."""
+        self._find_missing(messages, error)
         failures = self._failures
         self._abort()
-        refused = {
-            index: f"output refused: {outcome.cause}"
+        self._known.difference_update(messages[index].topic for index in failures)
+        homeless = {
+            index: outcome
             for index, found in failures.items()
-            if isinstance(outcome := outcome_of(found, messages[index].topic), Refused)
+            if isinstance(outcome := outcome_of(found, messages[index].topic), Refused | Unroutable)
         }
-        if refused:
-            return refused
+        if homeless:
+            return homeless
         if failures:
             index, found = next(iter(failures.items()))
-            self._known.discard(messages[index].topic)
             raise self._translated(found, messages[index].topic) from error
         assert error is not None  # noqa: S101 - one of the two
         found = error_of(error)
         if found.code() in _NOT_A_MEMBER:
             raise FencedError(text_of(found)) from error
         raise self._translated(found, None) from error
+
+    def _find_missing(self, messages: Sequence[Message], error: KafkaException | None) -> None:
+        """Note which outputs have no topic, where the transaction's error says only that one is."""
+        if self._producer is None or error is None or error_of(error).code() not in ROUTE:
+            return
+        self._known.clear()
+        try:
+            self._look_up(self._producer, messages)
+        except KafkaException as failed:
+            log.debug("%s cannot look topics up: %s", self._id, text_of(error_of(failed)))
 
     def _translated(self, error: KafkaError, topic: str | None) -> ReliableMQError:
         self._health.raise_if_refused(self._doing)

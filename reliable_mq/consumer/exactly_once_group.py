@@ -12,15 +12,18 @@ from reliable_mq import events as ev
 from reliable_mq.adapter import (
     Lost,
     Received,
+    Refused,
     Subscription,
     TransactionalAdapter,
     TransactionalSubscription,
+    Unroutable,
 )
 from reliable_mq.consumer.exactly_once import ExactlyOnceProcessor
 from reliable_mq.consumer.group import MAX_HELD_BYTES, RECEIVE_TIMEOUT, GroupConsumer
-from reliable_mq.consumer.items import Item, make_items
-from reliable_mq.consumer.ledger import Ledger, progress_of
+from reliable_mq.consumer.items import make_items
+from reliable_mq.consumer.ledger import Ledger, Ready, progress_of
 from reliable_mq.crashpoints import crash_point
+from reliable_mq.durations import QUIET
 from reliable_mq.errors import StaleDeliveryError
 from reliable_mq.settings import Settings
 
@@ -31,6 +34,9 @@ WHILE_BUSY = 0.01
 
 WHILE_CHANGING = 0.1
 """Seconds to wait while the group changes, which the broker is asked about meanwhile."""
+
+WITHOUT_TOPIC = 10.0
+"""Seconds between two tries with an output that has no topic."""
 
 
 class ExactlyOnceConsumer(GroupConsumer):
@@ -53,6 +59,7 @@ class ExactlyOnceConsumer(GroupConsumer):
         self._transactional = adapter
         self._ledger = Ledger()
         self._not_before = 0.0
+        self._told_of_waiting = -QUIET
 
     @property
     def idle(self) -> bool:
@@ -90,37 +97,57 @@ class ExactlyOnceConsumer(GroupConsumer):
         self._ledger.ended(self.scheduler.take_finished())
         if time.monotonic() < self._not_before:
             return
-        ready = self._ledger.ready()
+        ready = self._ledger.ready(time.monotonic())
         if not ready:
             return
         handled = [one.handled for one in ready]
         crash_point("exactly_once.ready")
         try:
-            refused = cast(TransactionalSubscription, subscription).commit(handled)
+            homeless = cast(TransactionalSubscription, subscription).commit(handled)
         except StaleDeliveryError as error:
             log.debug("%s/%s: not committed: %s", self.spec.topic, self.spec.group, error)
             self._not_before = time.monotonic() + WHILE_CHANGING
             return
-        if refused:
-            self._reopen({index: ready[index].item for index in refused}, refused)
+        if homeless:
+            self._leave_out(ready, homeless)
             return
         crash_point("exactly_once.committed")
         self._ledger.committed(ready)
         for one in ready:
             one.completion.tell()
 
-    def _reopen(self, items: Mapping[int, Item], refused: Mapping[int, str]) -> None:
-        """Let workers deal with deliveries whose outputs the broker refuses for good."""
-        for index, item in items.items():
-            self._ledger.reopened(item)
-            progress_of(item).refused = refused[index]
-        self.scheduler.put(items.values())
+    def _leave_out(
+        self, ready: Sequence[Ready], homeless: Mapping[int, Refused | Unroutable]
+    ) -> None:
+        """See to deliveries whose outputs have no place; the next transaction is without them."""
+        for index, outcome in homeless.items():
+            if isinstance(outcome, Unroutable):
+                self._wait_for_topic(ready[index], outcome.cause)
+            else:
+                self._reopen(ready[index], outcome.cause)
+
+    def _reopen(self, one: Ready, cause: str) -> None:
+        """Let a worker deal with outputs that the broker refuses for good."""
+        self._ledger.reopened(one.item)
+        progress_of(one.item).refused = cause
+        self.scheduler.put([one.item])
+
+    def _wait_for_topic(self, one: Ready, cause: str) -> None:
+        """Keep outputs that have no topic, as the outbox would: it may only be late."""
+        now = time.monotonic()
+        self._ledger.postponed(one.item, now + WITHOUT_TOPIC)
+        if now - self._told_of_waiting >= QUIET:
+            self._told_of_waiting = now
+            log.warning(
+                "partition %s of group %s waits: an output of message %r has no place: %s",
+                one.item.received.partition, self.spec.group, one.item.message.id, cause,
+            )  # fmt: skip
 
     # --- the end --------------------------------------------------------------------------------
 
     def _serve_last(self, subscription: Subscription, deadline: float) -> None:
         self._serve(subscription)
-        self._serve_until(lambda: not self._ledger.ready(), subscription, deadline)
+        self._serve_until(lambda: not self._ledger.ready(time.monotonic()), subscription, deadline)
 
     def _left(self) -> int:
         return len(self._ledger)

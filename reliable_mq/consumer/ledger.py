@@ -54,6 +54,8 @@ class _Line:
     item: Item
     size: int
     completion: Completion | None = None
+    not_before: float = 0.0
+    """Until then it does not go into a transaction, nor does what follows in its partition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,10 @@ class Ledger:
         self._bytes -= line.size - item.size
         line.size = item.size
 
+    def postponed(self, item: Item, until: float) -> None:
+        """Keep how a delivery ended for later, and with it what follows in its partition."""
+        self._lines[id(item.received)].not_before = until
+
     def dropped(self, lost: Iterable[Lost]) -> None:
         """Forget what belongs to ownerships that are over."""
         for one in lost:
@@ -118,13 +124,13 @@ class Ledger:
                 if place[1] <= one.epoch:
                     self._forget(self._partitions.pop(place))
 
-    def ready(self) -> list[Ready]:
+    def ready(self, now: float) -> list[Ready]:
         """Return what can be committed: of each partition what ended before its first that did
-        not, within the limits of a transaction.
+        not, or is postponed, within the limits of a transaction.
         """
         found: list[Ready] = []
         outputs = size = 0
-        for line in self._ended_first():
+        for line in self._ended_first(now):
             assert line.completion is not None  # noqa: S101 - it ended
             outputs += len(line.completion.outputs)
             size += line.completion.size
@@ -134,10 +140,10 @@ class Ledger:
             found.append(Ready(line.item, line.completion))
         return found
 
-    def _ended_first(self) -> Iterator[_Line]:
+    def _ended_first(self, now: float) -> Iterator[_Line]:
         for lines in self._partitions.values():
             for line in lines:
-                if line.completion is None:
+                if line.completion is None or line.not_before > now:
                     break
                 yield line
 

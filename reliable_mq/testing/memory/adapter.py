@@ -14,8 +14,10 @@ from reliable_mq.adapter import (
     Handled,
     Outcome,
     Received,
+    Refused,
     TopicSpec,
     Unknown,
+    Unroutable,
 )
 from reliable_mq.errors import ConfigurationError, StaleDeliveryError, TransportError
 from reliable_mq.message import Message
@@ -54,7 +56,7 @@ class MemorySubscription:
         if not self._closed:
             self._broker.ack(self._member, deliveries)
 
-    def commit(self, handled: Sequence[Handled]) -> Mapping[int, str]:
+    def commit(self, handled: Sequence[Handled]) -> Mapping[int, Refused | Unroutable]:
         """See ``TransactionalSubscription.commit``."""
         if self._closed:
             raise StaleDeliveryError("this subscription is closed")

@@ -15,8 +15,10 @@ from reliable_mq.adapter import (
     SENT,
     Handled,
     Received,
+    Refused,
     TopicSpec,
     TransactionalSubscription,
+    Unroutable,
 )
 from reliable_mq.errors import (
     ConfigurationError,
@@ -29,9 +31,15 @@ from reliable_mq.testing.contract.waiting import wait_for
 from reliable_mq_kafka import config
 from reliable_mq_kafka.adapter import KafkaAdapter
 from reliable_mq_kafka.transactional import TransactionalIntake
-from reliable_mq_kafka.transactions import FencedError, Membership, Transactions, membership
+from reliable_mq_kafka.transactions import (
+    FencedError,
+    Homeless,
+    Membership,
+    Transactions,
+    membership,
+)
 from tests.adapters.kafka.conftest import Declare, Open
-from tests.adapters.kafka.copying import read_all
+from tests.adapters.kafka.copying import delete, read_all
 
 INPUTS = 3
 
@@ -54,11 +62,14 @@ class Copier:
         wait_for(enough, f"{count} deliveries")
         return taken
 
-    def commit(self, taken: list[Received], target: str | None = None) -> None:
-        handled = [
-            Handled(one, numbered(target or self._target, numbers_of([one]))) for one in taken
-        ]
-        assert not self.subscription.commit(handled)
+    def commit(self, taken: list[Received]) -> None:
+        assert not self.try_to_commit(taken, [self._target] * len(taken))
+
+    def try_to_commit(self, taken: list[Received], targets: list[str]) -> Homeless:
+        """Store one output each in *targets*."""
+        pairs = zip(taken, targets, strict=True)
+        outputs = [Handled(one, numbered(target, numbers_of([one]))) for one, target in pairs]
+        return self.subscription.commit(outputs)
 
     @property
     def intake(self) -> TransactionalIntake:
@@ -225,20 +236,44 @@ def test_offsets_that_the_client_does_not_return_from_are_undone_and_stored_by_a
 # --- outputs that have no place -------------------------------------------------------------------
 
 
-def test_an_output_without_a_topic_stores_nothing_until_the_topic_is_there(
+def assert_homeless(found: Homeless, positions: set[int], topic: str) -> None:
+    assert found.keys() == positions
+    for outcome in found.values():
+        assert isinstance(outcome, Unroutable)
+        assert topic in outcome.cause
+        assert "declare" in outcome.cause
+
+
+def test_an_output_without_a_topic_is_named_and_nothing_is_stored_until_the_topic_is_there(
     copier: MakeCopier, adapter: KafkaAdapter, place: str
 ) -> None:
     owner = copier()
     taken = owner.take()
     later = fresh_name("later")
+    targets = [copier.target, later, copier.target]
     for _ in range(2):
-        with pytest.raises(ConfigurationError, match=rf"{later}.*declare"):
-            owner.commit(taken, later)
+        assert_homeless(owner.try_to_commit(taken, targets), {1}, later)
         assert adapter.lag(copier.source, copier.group) == INPUTS
+        assert outputs(place, copier.target) == []
     adapter.declare([TopicSpec(name=later)], [])
-    owner.commit(taken, later)
-    assert outputs(place, later) == list(range(INPUTS))
+    assert not owner.try_to_commit(taken, targets)
+    assert (outputs(place, copier.target), outputs(place, later)) == ([0, 2], [1])
     assert adapter.lag(copier.source, copier.group) == 0
+
+
+def test_an_output_whose_topic_was_deleted_meanwhile_is_named_and_stored_once_it_is_back(
+    copier: MakeCopier, declare: Declare, adapter: KafkaAdapter, place: str
+) -> None:
+    owner = copier()
+    taken = owner.take()
+    gone = declare()
+    assert not owner.try_to_commit(taken[:1], [gone])
+    delete(place, gone)
+    assert_homeless(owner.try_to_commit(taken[1:], [gone, copier.target]), {0}, gone)
+    assert outputs(place, copier.target) == []
+    adapter.declare([TopicSpec(name=gone)], [])
+    assert not owner.try_to_commit(taken[1:], [gone, copier.target])
+    assert (outputs(place, copier.target), outputs(place, gone)) == ([2], [1])
 
 
 def test_of_several_outputs_the_one_that_does_not_fit_is_named_and_none_is_stored(
@@ -253,7 +288,8 @@ def test_of_several_outputs_the_one_that_does_not_fit_is_named_and_none_is_store
     ]
     refused = owner.subscription.commit(handled)
     assert refused.keys() == {1}
-    assert "max.message.bytes" in refused[1]
+    assert isinstance(refused[1], Refused)
+    assert "max.message.bytes" in refused[1].cause
     assert read_all(place, narrow, "read_committed") == []
     assert adapter.lag(copier.source, copier.group) == INPUTS
     assert not owner.subscription.commit([handled[0], Handled(taken[1]), handled[2]])
