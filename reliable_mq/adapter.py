@@ -273,6 +273,15 @@ class TransactionalSubscription(Subscription, Protocol):
         """
         ...
 
+    def hold_back(self, partitions: Collection[str]) -> None:
+        """Read nothing more of *partitions*, and of all others: each call says it anew.
+
+        What was read already may still be delivered. Deliveries of these do not count into
+        ``prefetch``, so that one partition which cannot go on does not stop all. What is not owned
+        is passed over.
+        """
+        ...
+
 
 # --- the adapter ----------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -194,7 +194,7 @@ class Intake:
         if one is None or offset is None or not one.read(offset):
             return
         self._ahead.put(one, record)
-        if self._steering.halted and not one.paused:
+        if self._steering.is_unwanted(one):
             self._steering.pause(self._consumer, [one])
 
     def _note(self, error: KafkaError, record: KafkaRecord) -> None:
@@ -215,6 +215,11 @@ class Intake:
         self.broken = self.broken or is_fatal(error)
         if reason.code() == KafkaError.FENCED_INSTANCE_ID:
             self.barred = self._trouble
+
+    def hold_back(self, names: Collection[str]) -> None:
+        """Read no more of the partitions *names*, and of all others."""
+        with translated(self._doing):
+            self._steering.hold_back(self._consumer, names)
 
     # --- committing ---
 

@@ -33,6 +33,7 @@ class OwnedPartition:
         "_open",
         "begun",
         "epoch",
+        "held_back",
         "name",
         "number",
         "parked",
@@ -49,6 +50,8 @@ class OwnedPartition:
         self.name = f"{topic}/{number}"
         self.epoch = epoch
         self.paused = False
+        self.held_back = False
+        """Whether the application wants no more of it for now."""
         self.rewinding = False
         """Whether the client has yet to be told to read from :attr:`position` again."""
         self.begun = False
@@ -246,8 +249,8 @@ class Share:
 
     @property
     def held(self) -> int:
-        """Return how many deliveries are with the application."""
-        return sum(one.held for one in self)
+        """Return how many deliveries are with the application, but for what is held back."""
+        return sum(one.held for one in self if not one.held_back)
 
 
 def places_of(partitions: Iterable[TopicPartition]) -> list[Place]:

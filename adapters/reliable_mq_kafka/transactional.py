@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from confluent_kafka import Consumer, TopicPartition
 
@@ -154,6 +154,12 @@ class TransactionalSubscription(KafkaSubscription):
                 one.was_offered()
                 one.was_committed(offsets[one])
         return homeless
+
+    def hold_back(self, partitions: Collection[str]) -> None:
+        """See ``TransactionalSubscription.hold_back``."""
+        intake = self._member()
+        if intake is not None:
+            intake.hold_back(partitions)
 
     def _run(
         self,

@@ -35,6 +35,9 @@ WHILE_BUSY = 0.01
 WHILE_CHANGING = 0.1
 """Seconds to wait while the group changes, which the broker is asked about meanwhile."""
 
+MAX_BYTES = 4 * MAX_HELD_BYTES
+"""The same with what is held back."""
+
 WITHOUT_TOPIC = 10.0
 """Seconds between two tries with an output that has no topic."""
 
@@ -60,6 +63,9 @@ class ExactlyOnceConsumer(GroupConsumer):
         self._ledger = Ledger()
         self._not_before = 0.0
         self._told_of_waiting = -QUIET
+        # Of a partition that does not go on; its workers have enough to do even with half of it.
+        self._enough = max(self._prefetch // 4, 4 * self.spec.concurrency)
+        self._held_back: frozenset[str] = frozenset()
 
     @property
     def idle(self) -> bool:
@@ -77,13 +83,14 @@ class ExactlyOnceConsumer(GroupConsumer):
         return WHILE_BUSY if len(self._ledger) else RECEIVE_TIMEOUT
 
     def _room(self) -> int:
-        if self._ledger.bytes >= MAX_HELD_BYTES:
+        count, size = self._ledger.moving()
+        if size >= MAX_HELD_BYTES or self._ledger.bytes >= MAX_BYTES:
             return 0
-        return max(0, self._prefetch - len(self._ledger))
+        return max(0, self._prefetch - count)
 
     def _put(self, deliveries: Sequence[Received]) -> None:
         items = make_items(deliveries, self._limits)
-        self._ledger.arrived(items)
+        self._ledger.arrived(items, time.monotonic())
         self.scheduler.put(items)
 
     def _drop(self, lost: Sequence[Lost]) -> int:
@@ -95,6 +102,7 @@ class ExactlyOnceConsumer(GroupConsumer):
     def _acknowledge(self, subscription: Subscription) -> None:
         """Commit what can be: raises where the broker did not take it, and keeps it then."""
         self._ledger.ended(self.scheduler.take_finished())
+        self._hold_back(cast(TransactionalSubscription, subscription))
         if time.monotonic() < self._not_before:
             return
         ready = self._ledger.ready(time.monotonic())
@@ -112,9 +120,17 @@ class ExactlyOnceConsumer(GroupConsumer):
             self._leave_out(ready, homeless)
             return
         crash_point("exactly_once.committed")
-        self._ledger.committed(ready)
+        self._ledger.committed(ready, time.monotonic())
         for one in ready:
             one.completion.tell()
+
+    def _hold_back(self, subscription: TransactionalSubscription) -> None:
+        """Let no partition that waits fill the room of all."""
+        before = self._held_back
+        full = not self._room()
+        self._held_back = self._ledger.hold_back(time.monotonic(), self._enough, full=full)
+        if self._held_back != before:
+            subscription.hold_back(self._held_back)
 
     def _leave_out(
         self, ready: Sequence[Ready], homeless: Mapping[int, Refused | Unroutable]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from reliable_mq.adapter import Handled, Lost, Received
 from reliable_mq.consumer.failures import Failure
@@ -16,6 +16,9 @@ MAX_OUTPUTS = 5_000
 MAX_BYTES = 16 * 1024 * 1024
 """What goes into one transaction, where one delivery alone does not have more: it must be over
 within its time-out."""
+
+STUCK = 1.0
+"""Seconds after which a partition whose first delivery is still the same does not go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,14 @@ class _Line:
     """Until then it does not go into a transaction, nor does what follows in its partition."""
 
 
+@dataclass(eq=False, slots=True)
+class _Queue:
+    """What is in hand of a partition. Its first has been the first since ``since``."""
+
+    since: float
+    lines: deque[_Line] = field(default_factory=deque)
+
+
 @dataclass(frozen=True, slots=True)
 class Ready:
     """A delivery to be committed."""
@@ -75,9 +86,10 @@ class Ledger:
     """Deliveries from their arrival to their commit. For the intake thread alone."""
 
     def __init__(self) -> None:
-        self._partitions: dict[tuple[str, int], deque[_Line]] = {}
+        self._queues: dict[tuple[str, int], _Queue] = {}
         self._lines: dict[int, _Line] = {}
         self._bytes = 0
+        self._held_back: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -87,13 +99,17 @@ class Ledger:
         """Roughly the memory that deliveries and outputs take."""
         return self._bytes
 
-    def arrived(self, items: Iterable[Item]) -> None:
+    def moving(self) -> tuple[int, int]:
+        """Return the number and the bytes of deliveries whose partitions are not held back."""
+        queues = [q.lines for place, q in self._queues.items() if place[0] not in self._held_back]
+        return sum(map(len, queues)), sum(line.size for lines in queues for line in lines)
+
+    def arrived(self, items: Iterable[Item], now: float) -> None:
         """Take *items* in, in their partition's order."""
         for item in items:
-            received = item.received
             line = _Line(item, item.size)
-            self._lines[id(received)] = line
-            self._partitions.setdefault((received.partition, received.epoch), deque()).append(line)
+            self._lines[id(item.received)] = line
+            self._queues.setdefault(_place(item), _Queue(now)).lines.append(line)
             self._bytes += line.size
 
     def ended(self, received: Iterable[Received]) -> None:
@@ -120,9 +136,28 @@ class Ledger:
     def dropped(self, lost: Iterable[Lost]) -> None:
         """Forget what belongs to ownerships that are over."""
         for one in lost:
-            for place in [p for p in self._partitions if p[0] == one.partition]:
+            for place in [p for p in self._queues if p[0] == one.partition]:
                 if place[1] <= one.epoch:
-                    self._forget(self._partitions.pop(place))
+                    self._forget(self._queues.pop(place).lines)
+
+    def hold_back(self, now: float, enough: int, *, full: bool) -> frozenset[str]:
+        """Return the partitions of which no more is to be read: what came of them would only wait.
+
+        That is where one does not go on and has *enough* in hand, or anything while there is no
+        room for others (*full*), until it goes on and is almost used up.
+        """
+        self._held_back = frozenset(
+            place[0]
+            for place, queue in self._queues.items()
+            if self._must_wait(place[0], queue, now, 1 if full else enough, enough // 2)
+        )
+        return self._held_back
+
+    def _must_wait(self, name: str, queue: _Queue, now: float, most: int, few: int) -> bool:
+        is_stuck, count = now - queue.since >= STUCK, len(queue.lines)
+        if name in self._held_back:
+            return is_stuck or count > few
+        return is_stuck and count >= most
 
     def ready(self, now: float) -> list[Ready]:
         """Return what can be committed: of each partition what ended before its first that did
@@ -141,23 +176,27 @@ class Ledger:
         return found
 
     def _ended_first(self, now: float) -> Iterator[_Line]:
-        for lines in self._partitions.values():
-            for line in lines:
+        for queue in self._queues.values():
+            for line in queue.lines:
                 if line.completion is None or line.not_before > now:
                     break
                 yield line
 
-    def committed(self, ready: Iterable[Ready]) -> None:
+    def committed(self, ready: Iterable[Ready], now: float) -> None:
         """Forget what was committed."""
         for one in ready:
-            received = one.item.received
-            place = (received.partition, received.epoch)
-            lines = self._partitions[place]
-            self._forget([lines.popleft()])
-            if not lines:
-                del self._partitions[place]
+            place = _place(one.item)
+            queue = self._queues[place]
+            queue.since = now
+            self._forget([queue.lines.popleft()])
+            if not queue.lines:
+                del self._queues[place]
 
     def _forget(self, lines: Iterable[_Line]) -> None:
         for line in lines:
             del self._lines[id(line.item.received)]
             self._bytes -= line.size
+
+
+def _place(item: Item) -> tuple[str, int]:
+    return item.received.partition, item.received.epoch

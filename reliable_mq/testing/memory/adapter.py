@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 
 from reliable_mq.adapter import (
@@ -61,6 +61,10 @@ class MemorySubscription:
         if self._closed:
             raise StaleDeliveryError("this subscription is closed")
         return self._broker.commit(self._member, handled, self._limit)
+
+    def hold_back(self, partitions: Collection[str]) -> None:
+        """See ``TransactionalSubscription.hold_back``."""
+        self._broker.hold_back(self._member, partitions)
 
     def flush(self) -> None:
         """Raise where a loss is to be reported; else what was acknowledged is applied already."""

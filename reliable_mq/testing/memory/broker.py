@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import ClassVar
 
 from reliable_mq import wire
@@ -203,6 +203,11 @@ class MemoryBroker:
                     self._logs.ack(member, one.delivery)
                 self._changed.notify_all()
             return homeless
+
+    def hold_back(self, member: Member, partitions: Collection[str]) -> None:
+        """Give *member* nothing more of *partitions*."""
+        with self._changed:
+            member.held_back = frozenset(partitions)
 
     def release(self, member: Member, deliveries: Sequence[Received]) -> None:
         """Take the partitions of *deliveries* from *member*, where it owns them under the epoch."""
