@@ -24,7 +24,7 @@ from reliable_mq.consumer.items import make_items
 from reliable_mq.consumer.ledger import Ledger, Ready, progress_of
 from reliable_mq.crashpoints import crash_point
 from reliable_mq.durations import QUIET
-from reliable_mq.errors import StaleDeliveryError
+from reliable_mq.errors import ReliableMQError, StaleDeliveryError
 from reliable_mq.settings import Settings
 
 log = logging.getLogger("reliable_mq")
@@ -106,16 +106,22 @@ class ExactlyOnceConsumer(GroupConsumer):
         if time.monotonic() < self._not_before:
             return
         ready = self._ledger.ready(time.monotonic())
-        if not ready:
-            return
-        handled = [one.handled for one in ready]
+        if ready:
+            self._commit(cast(TransactionalSubscription, subscription), ready)
+
+    def _commit(self, subscription: TransactionalSubscription, ready: Sequence[Ready]) -> None:
         crash_point("exactly_once.ready")
+        began = time.monotonic()
         try:
-            homeless = cast(TransactionalSubscription, subscription).commit(handled)
+            homeless = subscription.commit([one.handled for one in ready])
         except StaleDeliveryError as error:
             log.debug("%s/%s: not committed: %s", self.spec.topic, self.spec.group, error)
             self._not_before = time.monotonic() + WHILE_CHANGING
             return
+        except ReliableMQError:
+            now = time.monotonic()
+            self._ledger.failed(ready, now, now - began)
+            raise
         if homeless:
             self._leave_out(ready, homeless)
             return
@@ -158,6 +164,11 @@ class ExactlyOnceConsumer(GroupConsumer):
                 "partition %s of group %s waits: an output of message %r has no place: %s",
                 one.item.received.partition, self.spec.group, one.item.message.id, cause,
             )  # fmt: skip
+
+    def _broker_is_up(self) -> None:
+        # Where the transactions of one partition fail, those of another say nothing of it.
+        if not self._ledger.has_failed:
+            super()._broker_is_up()
 
     # --- the end --------------------------------------------------------------------------------
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from reliable_mq.adapter import Handled, Lost, Received
 from reliable_mq.consumer.failures import Failure
@@ -17,8 +18,15 @@ MAX_BYTES = 16 * 1024 * 1024
 """What goes into one transaction, where one delivery alone does not have more: it must be over
 within its time-out."""
 
+PENALTY = 5.0
+"""Seconds, at least, that a partition leaves to others after a transaction of it alone failed."""
+
 STUCK = 1.0
 """Seconds after which a partition whose first delivery is still the same does not go on."""
+
+
+_Place: TypeAlias = tuple[str, int]
+"""A partition and the epoch of its ownership."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +94,14 @@ class Ledger:
     """Deliveries from their arrival to their commit. For the intake thread alone."""
 
     def __init__(self) -> None:
-        self._queues: dict[tuple[str, int], _Queue] = {}
+        self._queues: dict[_Place, _Queue] = {}
         self._lines: dict[int, _Line] = {}
         self._bytes = 0
         self._held_back: frozenset[str] = frozenset()
+        # By partition, whoever owned it: how many deliveries of it may go into a transaction.
+        # One that has a limit has its transactions for itself.
+        self._limits: dict[str, int] = {}
+        self._failed: set[_Place] = set()
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -126,18 +138,21 @@ class Ledger:
         """Note that a delivery has not ended after all."""
         line = self._lines[id(item.received)]
         line.completion = progress_of(item).completion = None
+        self._failed.discard(_place(item))
         self._bytes -= line.size - item.size
         line.size = item.size
 
     def postponed(self, item: Item, until: float) -> None:
         """Keep how a delivery ended for later, and with it what follows in its partition."""
         self._lines[id(item.received)].not_before = until
+        self._failed.discard(_place(item))
 
     def dropped(self, lost: Iterable[Lost]) -> None:
         """Forget what belongs to ownerships that are over."""
         for one in lost:
             for place in [p for p in self._queues if p[0] == one.partition]:
                 if place[1] <= one.epoch:
+                    self._failed.discard(place)
                     self._forget(self._queues.pop(place).lines)
 
     def hold_back(self, now: float, enough: int, *, full: bool) -> frozenset[str]:
@@ -159,38 +174,83 @@ class Ledger:
             return is_stuck or count > few
         return is_stuck and count >= most
 
+    # --- transactions ---
+
+    @property
+    def has_failed(self) -> bool:
+        """Tell whether the latest transaction of a partition has failed."""
+        return bool(self._failed)
+
     def ready(self, now: float) -> list[Ready]:
         """Return what can be committed: of each partition what ended before its first that did
         not, or is postponed, within the limits of a transaction.
+
+        After a failure each partition of it comes alone, with less, until it has grown again:
+        whatever cannot be stored, or not in time, keeps nothing else from it.
         """
+        chosen = [place for place in self._queues if self._is_ready(place, now)]
+        if not chosen:
+            return []
+        if (limit := self._limits.get(chosen[0][0])) is not None:
+            return self._filled(chosen[:1], now, limit)
+        return self._filled([one for one in chosen if one[0] not in self._limits], now)
+
+    def _is_ready(self, place: _Place, now: float) -> bool:
+        return next(self._ended_first(place, now), None) is not None
+
+    def _filled(
+        self, places: Iterable[_Place], now: float, limit: int = MAX_DELIVERIES
+    ) -> list[Ready]:
         found: list[Ready] = []
         outputs = size = 0
-        for line in self._ended_first(now):
+        for line in (line for place in places for line in self._ended_first(place, now)):
             assert line.completion is not None  # noqa: S101 - it ended
             outputs += len(line.completion.outputs)
             size += line.completion.size
-            full = outputs > MAX_OUTPUTS or size > MAX_BYTES or len(found) >= MAX_DELIVERIES
+            full = outputs > MAX_OUTPUTS or size > MAX_BYTES or len(found) >= limit
             if found and full:
                 break
             found.append(Ready(line.item, line.completion))
         return found
 
-    def _ended_first(self, now: float) -> Iterator[_Line]:
-        for queue in self._queues.values():
-            for line in queue.lines:
-                if line.completion is None or line.not_before > now:
-                    break
-                yield line
+    def _ended_first(self, place: _Place, now: float) -> Iterator[_Line]:
+        for line in self._queues[place].lines:
+            if line.completion is None or line.not_before > now:
+                return
+            yield line
 
-    def committed(self, ready: Iterable[Ready], now: float) -> None:
-        """Forget what was committed."""
+    def committed(self, ready: Sequence[Ready], now: float) -> None:
+        """Forget what was committed; its partitions may have more the next time."""
         for one in ready:
-            place = _place(one.item)
-            queue = self._queues[place]
+            queue = self._queues[_place(one.item)]
             queue.since = now
             self._forget([queue.lines.popleft()])
-            if not queue.lines:
-                del self._queues[place]
+        for place in {_place(one.item) for one in ready}:
+            self._failed.discard(place)
+            self._grow(place[0])
+            self._to_the_end(place)
+
+    def _grow(self, name: str) -> None:
+        limit = self._limits.pop(name, MAX_DELIVERIES)
+        limit += 1 + limit // 8
+        if limit < MAX_DELIVERIES:
+            self._limits[name] = limit
+
+    def failed(self, ready: Sequence[Ready], now: float, took: float) -> None:
+        """Note that a transaction was not committed, for whatever reason, and *took* so long."""
+        counts = Counter(_place(one.item) for one in ready)
+        for place, count in counts.items():
+            self._failed.add(place)
+            self._limits[place[0]] = max(1, count // 2)
+            self._to_the_end(place)
+        if len(counts) == 1 and len(self._queues) > 1:
+            self._lines[id(ready[0].item.received)].not_before = now + max(took, PENALTY)
+
+    def _to_the_end(self, place: _Place) -> None:
+        """Let the others come first the next time."""
+        queue = self._queues.pop(place)
+        if queue.lines:
+            self._queues[place] = queue
 
     def _forget(self, lines: Iterable[_Line]) -> None:
         for line in lines:
@@ -198,5 +258,5 @@ class Ledger:
             self._bytes -= line.size
 
 
-def _place(item: Item) -> tuple[str, int]:
+def _place(item: Item) -> _Place:
     return item.received.partition, item.received.epoch

@@ -55,6 +55,26 @@ BUGS: tuple[Bug, ...] = (
         servers=("kafka",),
     ),
     bug(
+        "Kafka: an output without a topic is the fault of its whole transaction",
+        "reliable_mq_kafka/transactions.py",
+        "isinstance(outcome := outcome_of(found, messages[index].topic), Refused | Unroutable)",
+        "isinstance(outcome := outcome_of(found, messages[index].topic), Refused)",
+        "adapters/kafka/test_transactions.py::test_an_output_without_a_topic_is_named_and_"
+        "nothing_is_stored_until_the_topic_is_there",
+        "adapters/kafka/test_transactions.py::test_an_output_whose_topic_was_deleted_meanwhile_is_"
+        "named_and_stored_once_it_is_back",
+        servers="kafka",
+    ),
+    bug(
+        "Kafka: what an exactly-once consumer wants no more of is read all the same",
+        "reliable_mq_kafka/steering.py",
+        "            one.held_back = one.name in names\n",
+        "            one.held_back = False\n",
+        "contract/test_kafka.py::TestKafkaContract::"
+        "test_what_is_held_back_takes_no_room_and_comes_when_it_is_wanted_again",
+        servers="kafka",
+    ),
+    bug(
         "RabbitMQ: a multiple acknowledgement covers an unfinished one",
         _TAGS,
         "            if not done:\n                break\n",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
 from reliable_mq import Message, ReliableMQ, RetryPolicy, Settings
 from reliable_mq.adapter import SENT
-from reliable_mq.consumer import exactly_once_group
+from reliable_mq.consumer import exactly_once_group, ledger
 from reliable_mq.settings import ConsumerSettings
 from reliable_mq.testing.contract.messages import numbered, one_key_per_partition
+from reliable_mq_kafka.rights import CONSUME, DECLARE, PUBLISH, TRANSACT
 from tests.adapters.kafka.copying import read_all
+from tests.adapters.kafka.secure import SecureKafka
 from tests.e2e.waiting import until
 
 PARTITIONS = 3
@@ -29,25 +31,28 @@ BEFORE, BEHIND = list(range(FIRST)), list(range(FIRST + 1, LAST))
 class Passing:
     """An application that passes numbers on; one of them goes to a topic of its own."""
 
-    def __init__(self, url: str, prefix: str, folder: Path, stack: ExitStack) -> None:
-        self._bootstrap = url.partition("://")[2]
-        self._stack = stack
+    def __init__(self, url: str, bootstrap: str, prefix: str, folder: Path) -> None:
+        self._bootstrap = bootstrap
+        self._stack = ExitStack()
         self.prefix = prefix
         self.mq = ReliableMQ(
             Settings(
-                broker_url=f"{url}?session_timeout=6",
+                broker_url=url,
                 database_url=f"sqlite:///{folder / 'store.db'}",
                 group="passing",
                 consumer=ConsumerSettings(prefetch=PREFETCH),
             )
         )
-        stack.callback(self.mq.close)
+        self._stack.callback(self.mq.close)
         self.mq.topic(f"{prefix}-in", int, partitions=PARTITIONS)
         self.mq.topic(f"{prefix}-out", int, partitions=1)
         self.mq.declare()
         for one, key in enumerate(one_key_per_partition(PARTITIONS)):
             batch = numbered(f"{prefix}-in", range(1000 * one, 1000 * one + LAST), key=key)
             assert self.mq._runtime.adapter.publish(batch, 60.0) == [SENT] * LAST
+
+    def close(self) -> None:
+        self._stack.close()
 
     def run(self, target: str, body: bytes = b"5", retry: RetryPolicy | None = None) -> None:
         """Pass everything on, the one number as *body* to *target*; fails for it without one."""
@@ -86,8 +91,9 @@ class Passing:
 
 @pytest.fixture
 def passing(kafka_url: str, unique: str, tmp_path: Path) -> Iterator[Passing]:
-    with ExitStack() as stack:
-        yield Passing(kafka_url, unique, tmp_path, stack)
+    bootstrap = kafka_url.partition("://")[2]
+    with closing(Passing(f"{kafka_url}?session_timeout=6", bootstrap, unique, tmp_path)) as passing:
+        yield passing
 
 
 def test_an_output_without_a_topic_stops_its_own_partition_until_the_topic_is_there(
@@ -125,3 +131,24 @@ def test_a_delivery_that_waits_for_its_next_attempt_stops_its_own_partition_alon
     passing.run("", retry=RetryPolicy(initial_delay=600))
     passing.wait_for(IN_OTHERS, BEFORE)
     assert passing.lag >= len(BEHIND)
+
+
+def test_an_output_without_permission_stops_its_own_partition_until_that_is_given(
+    secure: SecureKafka, unique: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "PENALTY", 0.5)
+    closed, mine = f"closed-{unique}", f"{unique}-"
+    secure.set_password(unique, "s3cret")
+    for rights in (DECLARE, CONSUME, PUBLISH, TRANSACT):
+        secure.allow(rights, user=unique, topics=[mine], groups=["passing"])
+    # It may see the topic, so that only the transaction shows that it may not write.
+    secure.allow(DECLARE, user=unique, topics=[closed])
+    url = secure.url_of(unique, "s3cret", "session_timeout=6")
+    with closing(Passing(url, secure.bootstrap, unique, tmp_path)) as passing:
+        passing.mq.topic(closed, int, partitions=1)
+        passing.mq.declare()
+        passing.run(closed)
+        passing.wait_for(IN_OTHERS, BEFORE)
+        secure.allow(PUBLISH, user=unique, topics=[closed])
+        passing.wait_for(IN_OTHERS, BEFORE, BEHIND)
+        assert passing.bodies(closed) == [b"5"]
