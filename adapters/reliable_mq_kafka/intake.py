@@ -17,6 +17,7 @@ from reliable_mq_kafka.commits import Commits
 from reliable_mq_kafka.config import Clients
 from reliable_mq_kafka.errors import error_of, is_fatal, reason_of, translate, translated
 from reliable_mq_kafka.health import Health
+from reliable_mq_kafka.identities import Identities
 from reliable_mq_kafka.partitions import OwnedPartition, Place, Share, places_of
 from reliable_mq_kafka.records import KafkaRecord
 from reliable_mq_kafka.starts import Starts
@@ -27,6 +28,8 @@ log = logging.getLogger("reliable_mq.kafka")
 _PROBE = 1.0
 _COMMIT_POLL = 0.01
 _OUTCOME = 0.02
+_ANOTHER = "its topic was deleted and made anew; it is read from its beginning"
+_SHORTER = "its log has lost its end, of which more was read; it is read on from where it ends now"
 
 
 class Intake:
@@ -35,7 +38,11 @@ class Intake:
     No other thread touches the client: a call would wait for the running poll to end.
     """
 
-    def __init__(self, clients: Clients, topics: Sequence[str], group: str) -> None:
+    def __init__(
+        self, clients: Clients, identities: Identities, topics: Sequence[str], group: str
+    ) -> None:
+        self._identities = identities
+        self._looks = 0
         self._topics = list(topics)
         self._doing = f"cannot receive from {', '.join(topics)} as group {group!r}"
         self._health = Health()
@@ -103,6 +110,7 @@ class Intake:
         """
         self.commits.send_if_due(self._consumer)
         self._starts.find(self._consumer)
+        self._check_logs()
         self._steering.position(self._consumer)
         self._steering.watch(troubled=self._health.troubled)
         if self._steering.halted and len(self._ahead) <= asked:
@@ -202,7 +210,7 @@ class Intake:
         one = self._share.at(record.topic(), record.partition())
         if error.code() == KafkaError._PARTITION_EOF:
             if one is not None:
-                one.reached_end(record.offset() or 0)
+                one.reached_end(record.offset() or 0, time.monotonic())
         elif error.code() == KafkaError._MAX_POLL_EXCEEDED:
             log.warning("%s: nobody asked for too long (max.poll.interval.ms)", self._doing)
         else:
@@ -267,12 +275,25 @@ class Intake:
         """Return the partition *name* where it is owned."""
         return self._share.named(name)
 
-    def begin_again(self, one: OwnedPartition) -> None:
-        """Read a partition again from its first record that is not done, under a new epoch."""
+    def begin_again(self, one: OwnedPartition, last: int | None = None) -> None:
+        """Read a partition again from its first record that is not done, under a new epoch.
+
+        With *last* from that offset at the latest: what is there is not what was read before.
+        """
         self._ahead.drop(one)
-        self._lost.append(self._share.begin_again(one))
+        self._lost.append(self._share.begin_again(one, last))
         self._steering.lead_back(one)
         self._steering.position(self._consumer)
+
+    def _check_logs(self) -> None:
+        """Begin again with each partition whose log is not, or not all, what was read of it."""
+        looks, self._looks = self._looks, self._identities.looks
+        for one in self._share if self._looks > looks else ():
+            identity = self._identities.of(one.topic)
+            foreign = None if identity is None else one.foreign_from(*identity)
+            if foreign is not None:
+                log.warning("%s: %s", one.name, _SHORTER if foreign else _ANOTHER)
+                self.begin_again(one, foreign)
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if self._closing:

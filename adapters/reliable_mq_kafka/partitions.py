@@ -27,13 +27,18 @@ class OwnedPartition:
         "_committed",
         "_committed_acks",
         "_done",
+        "_ended_at",
+        "_ended_early",
         "_held",
+        "_late",
         "_next",
         "_offered_acks",
         "_open",
+        "_read_to",
         "begun",
         "epoch",
         "held_back",
+        "log",
         "name",
         "number",
         "parked",
@@ -57,11 +62,17 @@ class OwnedPartition:
         self.begun = False
         """Whether the client has shown that it reads it, since the assignment or a rewind."""
         self.restless_since = now
+        self.log: str | None = None
+        """The id of the topic whose log is read, where it is known."""
+        self._ended_early: int | None = None
+        self._ended_at = now
         self.parked = False
         """Whether the client reads it at its end, until it is known where to begin."""
         self.start: int | None = None
         """The offset to begin with, where that is known."""
         self._next: int | None = None
+        # Behind the last record: the end of a transaction may lie further behind.
+        self._read_to = 0
         self._committed = -1
         self._done: deque[range] = deque()
         # How often something was done: in all, at the commit under way, at the last commit.
@@ -69,6 +80,8 @@ class OwnedPartition:
         # In the order of reading. A dict, for removal from the middle.
         self._open: dict[int, None] = {}
         self._held = 0
+        # Whether a commit that is under way is one of another log.
+        self._late = False
 
     @property
     def place(self) -> Place:
@@ -88,8 +101,9 @@ class OwnedPartition:
             return False
         if self._next is None:
             self._committed = offset
+            self._begun_at(offset)
         self.begun = True
-        self._next = offset + 1
+        self._next = self._read_to = offset + 1
         if self._was_done(offset):
             return False
         self._open[offset] = None
@@ -104,11 +118,37 @@ class OwnedPartition:
             self._done.popleft()
         return bool(self._done) and offset in self._done[0]
 
-    def reached_end(self, offset: int) -> None:
+    def _begun_at(self, offset: int) -> None:
+        if self.start is not None and offset < self.start:
+            # There is no such start in this log: what was done behind it is not of this log either.
+            self._done.clear()
+
+    def reached_end(self, offset: int, now: float) -> None:
         """Note that there is nothing to deliver before *offset* that was not read."""
-        if not self.rewinding:
-            self.begun = True
-            self._next = max(offset, self._next or 0)
+        if self.rewinding:
+            return
+        self.begun = True
+        if self._next is None:
+            self._begun_at(offset)
+        elif offset < self._read_to:
+            self._ended_early, self._ended_at = offset, now
+        self._next = max(offset, self._next or 0)
+
+    def foreign_from(self, log: str | None, asked_at: float) -> int | None:
+        """Return the offset from which on the log is not the one that was read; None for the same.
+
+        *log* is what the topic's id was after *asked_at*. With another id it is another topic, and
+        foreign from its beginning. With the same, a log that ends before what was read has lost
+        that: an election of a leader that did not have it. Without ids the former is assumed.
+        """
+        if asked_at <= self._ended_at:
+            return None
+        known, self.log = self.log, log or self.log
+        if known and log and known != log:
+            return 0
+        if self._ended_early is None:
+            return None
+        return self._ended_early if known and log else 0
 
     def handed_out(self) -> None:
         """Note that a record that was read is with the application now."""
@@ -147,9 +187,12 @@ class OwnedPartition:
     def was_offered(self) -> None:
         """Note that :meth:`commit` is on its way to the brokers."""
         self._offered_acks = self._acks
+        self._late = False
 
     def was_committed(self, offset: int) -> None:
         """Note that the brokers have the commit that was offered last."""
+        if self._late:
+            return
         self._committed = max(offset, self._committed)
         self._committed_acks = max(self._offered_acks, self._committed_acks)
 
@@ -159,16 +202,31 @@ class OwnedPartition:
         """Return what tells of the end of its epoch."""
         return Lost(self.name, self.epoch)
 
-    def begin_again(self, epoch: int) -> Lost:
-        """Forget what was read and is not done: it will be read again, under *epoch*."""
+    def begin_again(self, epoch: int, last: int | None = None) -> Lost:
+        """Forget what was read and is not done: it will be read again, under *epoch*.
+
+        With *last*, also whatever was done at that offset and behind it.
+        """
         ended = self.lost()
         self._done = deque(self._done_runs())
         self._next = self.watermark
+        self._read_to = self._next or 0
         self._open.clear()
         self._held = 0
         self.epoch = epoch
         self.rewinding = True
+        if last is not None:
+            self._forget_from(last)
         return ended
+
+    def _forget_from(self, last: int) -> None:
+        before = (range(run.start, min(run.stop, last)) for run in self._done)
+        self._done = deque(run for run in before if run)
+        self._next = last if self._next is None else min(self._next, last)
+        self._ended_early = None
+        # The brokers are told where the group is now, whatever was committed before.
+        self._committed = -1
+        self._late = True
 
     # --- for the client ---
 
@@ -185,12 +243,16 @@ class OwnedPartition:
         """Tell whether it is known where to read from."""
         return self._next is not None or self.start is not None
 
+    def commit_of(self, offset: int) -> TopicPartition:
+        """Return what to commit for *offset*, with nothing that is done behind it."""
+        return TopicPartition(self.topic, self.number, offset, encode((), offset, log=self.log))
+
     def commit(self, room: int = ROOM) -> TopicPartition:
         """Return what to commit, with up to *room* characters of what is done behind it."""
         watermark = self.watermark
         if watermark is None:
             return TopicPartition(self.topic, self.number, OFFSET_INVALID)
-        metadata = encode(self._done_runs(), watermark, room)
+        metadata = encode(self._done_runs(), watermark, room, self.log)
         return TopicPartition(self.topic, self.number, watermark, metadata)
 
     def _done_runs(self) -> list[range]:
@@ -236,9 +298,9 @@ class Share:
         """Return a partition that is owned."""
         return self._by_name.get(name)
 
-    def begin_again(self, one: OwnedPartition) -> Lost:
+    def begin_again(self, one: OwnedPartition, last: int | None = None) -> Lost:
         """End the epoch of *one* and begin the next."""
-        return one.begin_again(next(self._epochs))
+        return one.begin_again(next(self._epochs), last)
 
     def dirty(self) -> list[OwnedPartition]:
         """Return those of which more is done than the brokers know."""

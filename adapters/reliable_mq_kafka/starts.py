@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, TopicPartition
 
-from reliable_mq_kafka.completed import decode
+from reliable_mq_kafka.completed import decode, log_of
 from reliable_mq_kafka.partitions import OwnedPartition, Share, places_of
 from reliable_mq_kafka.steering import Steering
 
@@ -102,6 +102,7 @@ class Starts:
             owned = self._share.at(one.topic, one.partition)
             if owned is not None:
                 owned.skip(decode(one.metadata, one.offset))
+                owned.log = log_of(one.metadata)
 
 
 def _start(committed: TopicPartition) -> int:

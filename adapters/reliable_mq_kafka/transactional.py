@@ -26,6 +26,7 @@ from reliable_mq.errors import ReliableMQError, StaleDeliveryError, TransportErr
 from reliable_mq_kafka.commits import Commits
 from reliable_mq_kafka.config import Clients
 from reliable_mq_kafka.errors import translated
+from reliable_mq_kafka.identities import Identities
 from reliable_mq_kafka.intake import Intake
 from reliable_mq_kafka.partitions import OwnedPartition, Place
 from reliable_mq_kafka.subscription import KafkaSubscription
@@ -64,9 +65,11 @@ class NoCommits(Commits):
 class TransactionalIntake(Intake):
     """A member that knows under which name each of its partitions was assigned."""
 
-    def __init__(self, clients: Clients, topics: Sequence[str], group: str) -> None:
+    def __init__(
+        self, clients: Clients, identities: Identities, topics: Sequence[str], group: str
+    ) -> None:
         self._members: dict[Place, str] = {}
-        super().__init__(clients, topics, group)
+        super().__init__(clients, identities, topics, group)
         self.commits = NoCommits(self._share, clients.options.commit_interval)
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -98,8 +101,15 @@ class TransactionalIntake(Intake):
 class TransactionalSubscription(KafkaSubscription):
     """See :class:`reliable_mq.adapter.TransactionalSubscription` for what it promises."""
 
-    def __init__(self, clients: Clients, topics: Sequence[str], group: str, prefetch: int) -> None:
-        super().__init__(clients, topics, group, prefetch)
+    def __init__(
+        self,
+        clients: Clients,
+        identities: Identities,
+        topics: Sequence[str],
+        group: str,
+        prefetch: int,
+    ) -> None:
+        super().__init__(clients, identities, topics, group, prefetch)
         # A group's name has no dot: a permission for the prefix `{group}.` fits no other group.
         self._transactions = Transactions(clients, f"{group}.{topics[0]}.{uuid.uuid4().hex}")
         self._settle_at = 0.0
@@ -115,7 +125,7 @@ class TransactionalSubscription(KafkaSubscription):
     def _join(self) -> Intake:
         """As before; what an earlier transaction has left open is undone first."""
         self._transactions.prepare(_PATIENCE)
-        return TransactionalIntake(self._clients, self._topics, self._group)
+        return TransactionalIntake(self._clients, self._identities, self._topics, self._group)
 
     def _settle(self) -> None:
         """Commit progress that has no outputs: markers of transactions at a partition's end."""
@@ -168,7 +178,7 @@ class TransactionalSubscription(KafkaSubscription):
         offsets: Mapping[OwnedPartition, int],
     ) -> Mapping[int, Refused | Unroutable]:
         member = intake.membership(offsets)
-        places = [TopicPartition(*one.place, offset) for one, offset in offsets.items()]
+        places = [one.commit_of(offset) for one, offset in offsets.items()]
         messages = [message for one in handled for message in one.outputs]
         origins = [index for index, one in enumerate(handled) for _ in one.outputs]
         try:

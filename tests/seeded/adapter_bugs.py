@@ -6,6 +6,7 @@ from tests.seeded.bug import Bug, Edit, bug
 
 _PARTITIONS = "reliable_mq_kafka/partitions.py"
 _STARTS = "reliable_mq_kafka/starts.py"
+_RECREATED = "adapters/kafka/test_recreated_topics.py::"
 _AS_IT_LIKES = "TopicPartition(*place, OFFSET_INVALID)"
 _TAGS = "reliable_mq_rabbitmq/tags.py"
 _RUNS = "reliable_mq_rabbitmq/runs.py"
@@ -73,6 +74,43 @@ BUGS: tuple[Bug, ...] = (
         "contract/test_kafka.py::TestKafkaContract::"
         "test_what_is_held_back_takes_no_room_and_comes_when_it_is_wanted_again",
         servers="kafka",
+    ),
+    bug(
+        "Kafka: a topic that was made anew is taken for the former one",
+        _PARTITIONS,
+        "        if known and log and known != log:\n",
+        "        if False:\n",
+        _RECREATED + "test_a_topic_that_is_made_anew_is_read_from_its_beginning[exactly-once-250]",
+        _RECREATED + "test_a_topic_that_is_made_anew_is_read_from_its_beginning[at-least-once-20]",
+        servers="kafka",
+    ),
+    bug(
+        "Kafka: what was committed for a former topic counts for the new one",
+        _STARTS,
+        "                owned.log = log_of(one.metadata)\n",
+        "                log_of(one.metadata)\n",
+        *(
+            _RECREATED + "test_what_was_committed_for_the_former_topic_does_not_count_for_the_new"
+            f"_one[{exactly}]"
+            for exactly in (True, False)
+        ),
+        servers="kafka",
+    ),
+    bug(
+        "Kafka: a commit for the former topic is taken for one of the new",
+        _PARTITIONS,
+        "        self._late = True\n",
+        "",
+        "adapters/kafka/test_partitions.py::"
+        "test_nothing_of_another_log_is_skipped_and_the_commit_goes_back_to_its_beginning",
+    ),
+    bug(
+        "Kafka: that a log ends before what was read of it is not noticed",
+        _PARTITIONS,
+        "            self._ended_early, self._ended_at = offset, now\n",
+        "            pass\n",
+        "adapters/kafka/test_partitions.py::"
+        "test_where_ids_are_not_known_a_log_that_ends_early_is_taken_for_another_one",
     ),
     bug(
         "RabbitMQ: a multiple acknowledgement covers an unfinished one",

@@ -97,7 +97,8 @@ def intake(client: PlayedClient) -> Intake:
     clients: Any = SimpleNamespace(
         options=SimpleNamespace(commit_interval=60.0), member=lambda *_: client
     )
-    return Intake(clients, [TOPIC], "billing")
+    unknown: Any = SimpleNamespace(looks=0)
+    return Intake(clients, unknown, [TOPIC], "billing")
 
 
 def offsets(intake: Intake) -> list[tuple[str, int]]:
