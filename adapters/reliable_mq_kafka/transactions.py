@@ -56,6 +56,8 @@ _NOT_A_MEMBER = frozenset(
 )
 """The group has changed since its metadata was read."""
 
+_TIMED_OUT = frozenset({KafkaError._TIMED_OUT, KafkaError._MSG_TIMED_OUT})
+
 _FOLLOWS = frozenset(
     {
         KafkaError._PURGE_QUEUE,
@@ -325,15 +327,12 @@ class Transactions:
 
     def _undo(self, messages: Sequence[Message], error: KafkaException | None) -> Homeless:
         """Abort; return which messages have no place, or raise what it was."""
-        self._find_missing(messages, error)
+        homeless = self._homeless(messages)
+        if not homeless and self._may_lack_a_topic(error):
+            homeless = self._missing(messages)
         failures = self._failures
         self._abort()
         self._known.difference_update(messages[index].topic for index in failures)
-        homeless = {
-            index: outcome
-            for index, found in failures.items()
-            if isinstance(outcome := outcome_of(found, messages[index].topic), Refused | Unroutable)
-        }
         if homeless:
             return homeless
         if failures:
@@ -345,15 +344,31 @@ class Transactions:
             raise FencedError(text_of(found)) from error
         raise self._translated(found, None) from error
 
-    def _find_missing(self, messages: Sequence[Message], error: KafkaException | None) -> None:
-        """Note which outputs have no topic, where the transaction's error says only that one is."""
-        if self._producer is None or error is None or error_of(error).code() not in ROUTE:
-            return
+    def _homeless(self, messages: Sequence[Message]) -> Homeless:
+        return {
+            index: outcome
+            for index, found in self._failures.items()
+            if isinstance(outcome := outcome_of(found, messages[index].topic), Refused | Unroutable)
+        }
+
+    def _may_lack_a_topic(self, error: KafkaException | None) -> bool:
+        """Tell whether a topic that was deleted meanwhile may be the reason, without its name.
+
+        The client may try one until the time is up (``rd_kafka_txn_handle_AddPartitionsToTxn``).
+        """
+        errors = [*self._failures.values(), *([] if error is None else [error_of(error)])]
+        return any(one.code() in ROUTE | _TIMED_OUT for one in errors)
+
+    def _missing(self, messages: Sequence[Message]) -> Homeless:
+        """Return which outputs have no topic now."""
+        if self._producer is None:
+            return {}
         self._known.clear()
         try:
             self._look_up(self._producer, messages)
         except KafkaException as failed:
             log.debug("%s cannot look topics up: %s", self._id, text_of(error_of(failed)))
+        return self._homeless(messages)
 
     def _translated(self, error: KafkaError, topic: str | None) -> ReliableMQError:
         self._health.raise_if_refused(self._doing)
