@@ -4,7 +4,7 @@ A commit is one offset. Where one slow handler holds it up, thousands that are d
 come again after a crash. Hence they are named in the commit's metadata, as far as these have
 room: each run of done offsets by its distance from what came before and by its length.
 
-The id of the topic goes along too: an offset says nothing of another topic of the same name.
+The id of the topic goes along too: offsets that are done say nothing of another topic of the name.
 """
 
 from __future__ import annotations

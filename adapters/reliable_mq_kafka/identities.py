@@ -19,14 +19,55 @@ log = logging.getLogger("reliable_mq.kafka")
 LOOK_EVERY = 5.0
 """Seconds between two looks: so long may a topic that was made anew be taken for the old one."""
 
+LOOK_AGAIN = 1.0
+"""The same while a topic has not been told of, or its new id has been told only once."""
+
 _NONE = str(Uuid(0, 0))
 
 
 class Identity(NamedTuple):
-    """The id that a topic had after ``asked_at``; None where the brokers give none."""
+    """The id of a topic; None where the brokers give none."""
 
     log: str | None
+    former: frozenset[str]
+    """The ids that it had before, each of which was seen to be replaced."""
     asked_at: float
+
+
+class Sightings:
+    """What the brokers tell of one topic, answer by answer. No I/O.
+
+    Ids have no order, so only what was seen tells which one is the newer: one that was replaced
+    does not come back, and a change counts once it is told twice in a row. A broker that is late
+    with its news may tell of a topic that is gone, also before it told of the new one.
+    """
+
+    def __init__(self) -> None:
+        self.log: str | None = None
+        self.former: set[str] = set()
+        self._cluster: str | None = None
+        self._other: str | None = None
+
+    def told(self, cluster: str | None, log: str | None) -> bool:
+        """Take an answer; return whether it leaves no doubt."""
+        if cluster and self._cluster and cluster != self._cluster:
+            # Another cluster at the same addresses, such as the copy of one that failed. Nothing
+            # was deleted: it has other ids for the same topics.
+            self.log = self._other = None
+            self.former.clear()
+        self._cluster = cluster or self._cluster
+        before, self._other = self._other, None
+        if log in self.former:
+            return False
+        if self.log is None or log is None or log == self.log:
+            self.log = self.log or log
+            return True
+        if log != before:
+            self._other = log
+            return False
+        self.former.add(self.log)
+        self.log = log
+        return True
 
 
 class Identities:
@@ -40,52 +81,62 @@ class Identities:
     def __init__(self, admin: Admin) -> None:
         self._admin = admin
         self._lock = threading.Lock()
-        self._found: dict[str, Identity | None] = {}
-        self._former: set[str] = set()
+        self._sightings: dict[str, Sightings] = {}
+        self._found: dict[str, Identity] = {}
+        self._due = 0.0
         self.looks = 0
-        """How often the brokers have answered."""
-        self._keeper = Keeper([self.look], every=LOOK_EVERY)
+        """How often the brokers have answered without leaving a doubt."""
+        self._keeper = Keeper([self._look_if_due], every=LOOK_AGAIN)
 
     def watch(self, topics: Iterable[str]) -> None:
-        """Ask for *topics* from now on."""
+        """Ask for *topics* from now on, the first time at once."""
         with self._lock:
             for topic in topics:
-                self._found.setdefault(topic, None)
+                self._sightings.setdefault(topic, Sightings())
+            self._due = 0.0
         self._keeper.start()
 
     def of(self, topic: str) -> Identity | None:
-        """Return what is known of *topic*."""
+        """Return what is known of *topic*; None while the brokers have not answered."""
         with self._lock:
             return self._found.get(topic)
+
+    def _look_if_due(self) -> None:
+        if time.monotonic() >= self._due:
+            self.look()
 
     def look(self) -> None:
         """Ask the brokers now; without an answer everything stays as it is."""
         with self._lock:
-            topics = list(self._found)
-        for topic in topics:
-            self._look_at(topic)
+            topics = list(self._sightings)
+            self._due = time.monotonic() + LOOK_EVERY
+        told = [self._look_at(topic) for topic in topics]
+        if not all(told):
+            with self._lock:
+                self._due = 0.0
 
-    def _look_at(self, topic: str) -> None:
+    def _look_at(self, topic: str) -> bool:
+        """Ask for *topic*; return whether there is nothing to be asked again soon."""
         asked_at = time.monotonic()
         try:
-            found = self._admin.describe([topic])
+            cluster = self._admin.cluster_id()
+            found = self._admin.describe([topic]).get(topic)
         except ReliableMQError as error:
             log.debug("the id of topic %s is not known: %s", topic, error)
-            return
-        if topic in found:
-            name = str(found[topic].topic_id)
-            self._note(topic, Identity(None if name == _NONE else name, asked_at))
+            return self.of(topic) is not None
+        if found is None:
+            return self.of(topic) is not None
+        name = str(found.topic_id)
+        return self._note(topic, cluster, None if name == _NONE else name, asked_at)
 
-    def _note(self, topic: str, now: Identity) -> None:
+    def _note(self, topic: str, cluster: str | None, name: str | None, asked_at: float) -> bool:
         with self._lock:
-            # A broker that is late with its news tells of the one that is gone.
-            if now.log in self._former:
-                return
-            before = self._found[topic]
-            if before is not None and before.log and now.log and before.log != now.log:
-                self._former.add(before.log)
-            self._found[topic] = now
+            one = self._sightings[topic]
+            if not one.told(cluster, name):
+                return False
+            self._found[topic] = Identity(one.log, frozenset(one.former), asked_at)
             self.looks += 1
+            return True
 
     def stop(self) -> None:
         """Ask no more; a question that is under way is not waited for."""

@@ -50,7 +50,7 @@ class Intake:
         self._ahead = Ahead()
         self._window = Window()
         self._steering = Steering(self._share, self._doing)
-        self._starts = Starts(self._share, self._steering, self._doing)
+        self._starts = Starts(self._share, self._steering, identities, self._doing)
         self._just_assigned: set[Place] = set()
         self._generation: object = None
         self._look_again = 0.0

@@ -12,7 +12,7 @@ _EVERY = 1.0
 
 
 class Keeper:
-    """Calls each of *chores* every so many seconds, from its start until its end.
+    """Calls each of *chores* at its start, and then every so many seconds until its end.
 
     librdkafka queues what it has to say until somebody polls: some twenty entries a second while
     its brokers are away. A process that seldom publishes would fill its memory with them.
@@ -42,10 +42,11 @@ class Keeper:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._end.wait(self._every):
+        while not self._end.is_set():
             for chore in self._chores:
                 try:
                     chore()
                 except Exception:
                     # Whoever uses that client will meet the error; the others still need care.
                     log.exception("an idle Kafka client could not be served")
+            self._end.wait(self._every)

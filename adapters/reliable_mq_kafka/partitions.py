@@ -45,6 +45,7 @@ class OwnedPartition:
         "paused",
         "restless_since",
         "rewinding",
+        "signed",
         "start",
         "topic",
     )
@@ -64,6 +65,8 @@ class OwnedPartition:
         self.restless_since = now
         self.log: str | None = None
         """The id of the topic whose log is read, where it is known."""
+        self.signed: str | None = None
+        """The id that the commit had with which this ownership began."""
         self._ended_early: int | None = None
         self._ended_at = now
         self.parked = False
@@ -134,21 +137,20 @@ class OwnedPartition:
             self._ended_early, self._ended_at = offset, now
         self._next = max(offset, self._next or 0)
 
-    def foreign_from(self, log: str | None, asked_at: float) -> int | None:
+    def foreign_from(self, log: str | None, former: Container[str], asked_at: float) -> int | None:
         """Return the offset from which on the log is not the one that was read; None for the same.
 
-        *log* is what the topic's id was after *asked_at*. With another id it is another topic, and
-        foreign from its beginning. With the same, a log that ends before what was read has lost
-        that: an election of a leader that did not have it. Without ids the former is assumed.
+        *log* is what the topic's id was after *asked_at*, *former* what it was before. A topic
+        that has taken the place of the one that was read is foreign from its beginning. Another
+        id by itself says nothing: commits are copied to other clusters, ids and all. A log that
+        ends before what was read has lost that, by the election of a leader that did not have it.
         """
-        if asked_at <= self._ended_at:
-            return None
         known, self.log = self.log, log or self.log
-        if known and log and known != log:
+        if known in former and log != self.signed:
             return 0
-        if self._ended_early is None:
+        if self._ended_early is None or asked_at <= self._ended_at:
             return None
-        return self._ended_early if known and log else 0
+        return self._ended_early
 
     def handed_out(self) -> None:
         """Note that a record that was read is with the application now."""
@@ -227,6 +229,7 @@ class OwnedPartition:
         # The brokers are told where the group is now, whatever was committed before.
         self._committed = -1
         self._late = True
+        self.signed = None
 
     # --- for the client ---
 

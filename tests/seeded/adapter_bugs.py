@@ -6,6 +6,7 @@ from tests.seeded.bug import Bug, Edit, bug
 
 _PARTITIONS = "reliable_mq_kafka/partitions.py"
 _STARTS = "reliable_mq_kafka/starts.py"
+_IDENTITIES = "adapters/kafka/test_identities.py::"
 _RECREATED = "adapters/kafka/test_recreated_topics.py::"
 _AS_IT_LIKES = "TopicPartition(*place, OFFSET_INVALID)"
 _TAGS = "reliable_mq_rabbitmq/tags.py"
@@ -63,7 +64,7 @@ BUGS: tuple[Bug, ...] = (
         "adapters/kafka/test_transactions.py::test_an_output_without_a_topic_is_named_and_"
         "nothing_is_stored_until_the_topic_is_there",
         "adapters/kafka/test_transactions.py::test_an_output_whose_topic_was_deleted_meanwhile_is_"
-        "named_and_stored_once_it_is_back",
+        "named_and_stored_once_it_is_back[undone_at_once]",
         servers="kafka",
     ),
     bug(
@@ -78,23 +79,44 @@ BUGS: tuple[Bug, ...] = (
     bug(
         "Kafka: a topic that was made anew is taken for the former one",
         _PARTITIONS,
-        "        if known and log and known != log:\n",
+        "        if known in former and log != self.signed:\n",
         "        if False:\n",
         _RECREATED + "test_a_topic_that_is_made_anew_is_read_from_its_beginning[exactly-once-250]",
         _RECREATED + "test_a_topic_that_is_made_anew_is_read_from_its_beginning[at-least-once-20]",
         servers="kafka",
     ),
     bug(
-        "Kafka: what was committed for a former topic counts for the new one",
+        "Kafka: a topic with another id than that of the commit is read from its beginning",
+        _PARTITIONS,
+        "        if known in former and log != self.signed:\n",
+        "        if known and log and known != log:\n",
+        "adapters/kafka/test_partitions.py::"
+        "test_another_id_of_which_nobody_knows_that_it_is_the_newer_says_nothing",
+    ),
+    bug(
+        "Kafka: what was done of a topic elsewhere is taken for done",
         _STARTS,
-        "                owned.log = log_of(one.metadata)\n",
-        "                log_of(one.metadata)\n",
-        *(
-            _RECREATED + "test_what_was_committed_for_the_former_topic_does_not_count_for_the_new"
-            f"_one[{exactly}]"
-            for exactly in (True, False)
-        ),
+        "            if signed in (None, now):\n",
+        "            if True:\n",
+        _RECREATED + "test_an_offset_of_a_topic_elsewhere_counts_and_what_was_done_behind_it_does_"
+        "not[False]",
         servers="kafka",
+    ),
+    bug(
+        "Kafka: a broker that is late with its news makes a topic new",
+        "reliable_mq_kafka/identities.py",
+        "        if log != before:\n",
+        "        if False:\n",
+        _IDENTITIES + "test_an_older_answer_that_comes_after_a_newer_one_changes_nothing",
+        _IDENTITIES + "test_while_a_new_id_is_in_doubt_nothing_is_told_of_the_topic",
+    ),
+    bug(
+        "Kafka: the ids of another cluster are taken for those of new topics",
+        "reliable_mq_kafka/identities.py",
+        "        if cluster and self._cluster and cluster != self._cluster:\n",
+        "        if False:\n",
+        _IDENTITIES + "test_another_cluster_at_the_same_addresses_has_other_ids_for_the_same_"
+        "topics",
     ),
     bug(
         "Kafka: a commit for the former topic is taken for one of the new",
@@ -110,7 +132,7 @@ BUGS: tuple[Bug, ...] = (
         "            self._ended_early, self._ended_at = offset, now\n",
         "            pass\n",
         "adapters/kafka/test_partitions.py::"
-        "test_where_ids_are_not_known_a_log_that_ends_early_is_taken_for_another_one",
+        "test_without_ids_a_log_that_ends_early_is_not_read_from_its_beginning",
     ),
     bug(
         "RabbitMQ: a multiple acknowledgement covers an unfinished one",

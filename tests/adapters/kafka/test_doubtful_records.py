@@ -97,7 +97,7 @@ def intake(client: PlayedClient) -> Intake:
     clients: Any = SimpleNamespace(
         options=SimpleNamespace(commit_interval=60.0), member=lambda *_: client
     )
-    unknown: Any = SimpleNamespace(looks=0)
+    unknown: Any = SimpleNamespace(looks=0, of=lambda _: None)
     return Intake(clients, unknown, [TOPIC], "billing")
 
 

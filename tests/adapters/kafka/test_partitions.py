@@ -110,50 +110,62 @@ OLD, NEW = "0" * 22, "1" * 22
 def known(*offsets: int) -> OwnedPartition:
     """Return a partition of the topic with the id OLD, of which these were read."""
     one = partition(*offsets)
-    assert one.foreign_from(OLD, 1.0) is None
+    assert one.foreign_from(OLD, (), 1.0) is None
     return one
 
 
-def test_a_topic_with_another_id_is_foreign_from_its_beginning() -> None:
+def test_a_topic_in_the_place_of_the_one_that_was_read_is_foreign_from_its_beginning() -> None:
     one = known(10, 11)
-    assert one.foreign_from(OLD, 2.0) is None
-    assert one.foreign_from(NEW, 3.0) == 0
-    assert one.foreign_from(NEW, 4.0) is None, "once is enough"
+    assert one.foreign_from(OLD, (), 2.0) is None
+    assert one.foreign_from(NEW, {OLD}, 3.0) == 0
+    assert one.foreign_from(NEW, {OLD}, 4.0) is None, "once is enough"
+
+
+def test_another_id_of_which_nobody_knows_that_it_is_the_newer_says_nothing() -> None:
+    one = known(10, 11)
+    assert one.foreign_from(NEW, (), 2.0) is None
+    assert log_of(one.commit().metadata) == NEW
+
+
+def test_what_an_earlier_owner_has_read_of_the_new_topic_is_not_read_again() -> None:
+    one = partition(10, 11)
+    one.signed = one.log = NEW
+    # Of a broker that is late, and then not.
+    assert one.foreign_from(OLD, (), 2.0) is None
+    assert one.foreign_from(NEW, {OLD}, 3.0) is None
+    assert one.foreign_from("2" * 22, {OLD, NEW}, 4.0) == 0, "it is made anew once more"
 
 
 def test_a_broker_that_tells_no_id_says_nothing_of_one_that_is_known() -> None:
     one = known(10, 11)
-    assert one.foreign_from(None, 2.0) is None
-    assert one.foreign_from(NEW, 3.0) == 0
+    assert one.foreign_from(None, (), 2.0) is None
+    assert one.foreign_from(NEW, {OLD}, 3.0) == 0
 
 
-def test_an_answer_from_before_the_ownership_says_nothing() -> None:
-    one = OwnedPartition("orders", 3, 7, 5.0)
-    one.log = OLD
-    assert one.foreign_from(NEW, 5.0) is None
-    assert one.foreign_from(NEW, 5.1) == 0
-
-
-def test_a_log_that_ends_before_what_was_read_is_foreign_from_there_if_its_topic_is_the_same() -> (
-    None
-):
+def test_a_log_that_ends_before_what_was_read_is_foreign_from_there() -> None:
     one = known(10, 11, 12)
     one.reached_end(11, 2.0)
-    assert one.foreign_from(OLD, 2.0) is None, "it may have been another one by then"
-    assert one.foreign_from(OLD, 2.1) == 11
+    assert one.foreign_from(OLD, (), 2.0) is None, "it may be another one by now"
+    assert one.foreign_from(OLD, (), 2.1) == 11
+
+
+def test_a_new_topic_that_is_shorter_than_the_former_is_foreign_from_its_beginning() -> None:
+    one = known(10, 11, 12)
+    one.reached_end(11, 2.0)
+    assert one.foreign_from(NEW, {OLD}, 2.1) == 0
 
 
 def test_an_end_before_the_end_of_a_transaction_takes_away_nothing_that_was_read() -> None:
     one = known(10, 11)
     one.reached_end(14, 2.0)
     one.reached_end(12, 3.0)  # of a new leader, which has yet to learn how far it may tell
-    assert one.foreign_from(OLD, 4.0) is None
+    assert one.foreign_from(OLD, (), 4.0) is None
 
 
-def test_where_ids_are_not_known_a_log_that_ends_early_is_taken_for_another_one() -> None:
+def test_without_ids_a_log_that_ends_early_is_not_read_from_its_beginning() -> None:
     one = partition(10, 11, 12)
     one.reached_end(11, 2.0)
-    assert one.foreign_from(None, 2.1) == 0
+    assert one.foreign_from(None, (), 2.1) == 11
 
 
 def test_nothing_of_another_log_is_skipped_and_the_commit_goes_back_to_its_beginning() -> None:

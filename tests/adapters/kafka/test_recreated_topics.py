@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -16,7 +15,6 @@ from reliable_mq.testing.contract.waiting import wait_for
 from reliable_mq_kafka import identities
 from reliable_mq_kafka.adapter import KafkaAdapter
 from reliable_mq_kafka.completed import decode, log_of
-from reliable_mq_kafka.identities import Identities, Identity
 from reliable_mq_kafka.subscription import KafkaSubscription
 from reliable_mq_kafka.transactional import TransactionalSubscription
 from tests.adapters.kafka.conftest import Open
@@ -115,6 +113,15 @@ class Town:
         finally:
             consumer.close()
 
+    def see_the_change(self, former: str | None) -> None:
+        """Return once the application knows that another topic has taken the place of *former*."""
+
+        def seen() -> bool:
+            found = self.adapter._identities.of(self.topic)
+            return found is not None and former in found.former
+
+        wait_for(seen, "the new topic's id")
+
     def is_done(self, end: int) -> bool:
         return self.committed().offset == end and self.adapter.lag(self.topic, self.group) == 0
 
@@ -124,6 +131,7 @@ def town(
     kafka_url: str, open_one: Open, resources: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> Town:
     monkeypatch.setattr(identities, "LOOK_EVERY", 0.2)
+    monkeypatch.setattr(identities, "LOOK_AGAIN", 0.05)
     return Town(kafka_url.partition("://")[2], open_one(), resources)
 
 
@@ -150,23 +158,8 @@ def test_a_topic_that_is_made_anew_is_read_from_its_beginning(
     member.receive_all(range(FIRST + count, FIRST + count + 5))
 
 
-def test_a_shorter_log_of_brokers_that_know_no_ids_is_read_from_its_beginning(
-    town: Town, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Identities, "of", lambda *_: Identity(None, time.monotonic()))
-    member = town.join()
-    member.receive_all(range(OLD))
-    town.make_anew()
-    new = range(FIRST, FIRST + SHORTER)
-    town.send(new)
-    member.receive_all(new)
-    wait_for(lambda: town.is_done(SHORTER), "a commit", meanwhile=member.receive)
-
-
-@pytest.mark.parametrize("exactly", [True, False])
-def test_what_was_committed_for_the_former_topic_does_not_count_for_the_new_one(
-    town: Town, *, exactly: bool
-) -> None:
+def leave_some(town: Town, *, exactly: bool) -> TopicPartition:
+    """Have a member read everything and end, with ten that are not done; return its commit."""
     member = town.join(exactly=exactly)
     taken: list[Received] = []
     wait_for(lambda: len(taken) == OLD, "all", meanwhile=lambda: taken.extend(member.take()))
@@ -174,14 +167,55 @@ def test_what_was_committed_for_the_former_topic_does_not_count_for_the_new_one(
     # Without transactions it is told too what is done behind the others.
     member.end(taken[:50] if exactly else [*taken[:50], *taken[60:]])
     member.close()
-    before = town.committed()
-    assert (before.offset, log_of(before.metadata) is None) == (50, False)
-    assert decode(before.metadata, 50) == ([] if exactly else [range(60, OLD)])
+    left = town.committed()
+    assert (left.offset, log_of(left.metadata) is None) == (50, False)
+    assert decode(left.metadata, 50) == ([] if exactly else [range(60, OLD)])
+    return left
+
+
+@pytest.mark.parametrize("exactly", [True, False])
+def test_an_offset_of_a_topic_elsewhere_counts_and_what_was_done_behind_it_does_not(
+    town: Town, open_one: Open, *, exactly: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = leave_some(town, exactly=exactly)
     town.make_anew()
     new = range(FIRST, FIRST + LONGER)
     town.send(new)
-    # As a member may leave it that has not noticed, and is killed then.
-    town.commit(before)
+    # As whoever copies commits from one cluster to the other does it, for an application that
+    # has not been with the former one.
+    town.commit(left)
+    town.adapter = open_one()
+    heir = town.join(exactly=exactly)
+    heir.receive_all(new[50:])
+    wait_for(lambda: town.is_done(LONGER), "a commit", meanwhile=heir.receive)
+    assert heir.received == list(new[50:])
+    assert caplog.text.count("another topic of this name") == (0 if exactly else 1)
+    assert "made anew" not in caplog.text
+
+
+@pytest.mark.parametrize("exactly", [True, False])
+def test_a_late_commit_for_a_topic_that_was_seen_to_be_replaced_does_not_count(
+    town: Town, *, exactly: bool
+) -> None:
+    left = leave_some(town, exactly=exactly)
+    town.make_anew()
+    new = range(FIRST, FIRST + LONGER)
+    town.send(new)
+    town.see_the_change(log_of(left.metadata))
+    # As a member leaves it that has not seen it, and is killed then.
+    town.commit(left)
     heir = town.join(exactly=exactly)
     heir.receive_all(new)
     wait_for(lambda: town.is_done(LONGER), "a commit", meanwhile=heir.receive)
+
+
+def test_what_was_done_behind_the_offset_is_skipped_where_the_topic_is_the_same(
+    town: Town, open_one: Open
+) -> None:
+    leave_some(town, exactly=False)
+    # Of an application that starts: it has yet to ask for the topic's id.
+    town.adapter = open_one()
+    heir = town.join()
+    town.send(range(OLD, OLD + 1))
+    heir.receive_all(range(OLD, OLD + 1))
+    assert heir.received == [*range(50, 60), OLD]
