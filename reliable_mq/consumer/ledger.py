@@ -19,7 +19,7 @@ MAX_BYTES = 16 * 1024 * 1024
 within its time-out."""
 
 PENALTY = 5.0
-"""Seconds, at least, that a partition leaves to others after a transaction of it alone failed."""
+"""Seconds that a partition leaves to others after a transaction of it alone failed."""
 
 STUCK = 1.0
 """Seconds after which a partition whose first delivery is still the same does not go on."""
@@ -71,10 +71,15 @@ class _Line:
 
 @dataclass(eq=False, slots=True)
 class _Queue:
-    """What is in hand of a partition. Its first has been the first since ``since``."""
+    """What is in hand of a partition. Its first has been the first since ``since``.
+
+    ``failed_at``: how many transactions were committed before one of this partition alone failed,
+    if the latest one did.
+    """
 
     since: float
     lines: deque[_Line] = field(default_factory=deque)
+    failed_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +103,11 @@ class Ledger:
         self._lines: dict[int, _Line] = {}
         self._bytes = 0
         self._held_back: frozenset[str] = frozenset()
-        # By partition, whoever owned it: how many deliveries of it may go into a transaction.
-        # One that has a limit has its transactions for itself.
+        # By partition, whoever owned it: how many deliveries of it may go into a transaction. One
+        # that has a limit has its transactions for itself. No more than the topic has partitions.
         self._limits: dict[str, int] = {}
         self._failed: set[_Place] = set()
+        self._commits = 0
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -221,9 +227,10 @@ class Ledger:
 
     def committed(self, ready: Sequence[Ready], now: float) -> None:
         """Forget what was committed; its partitions may have more the next time."""
+        self._commits += 1
         for one in ready:
             queue = self._queues[_place(one.item)]
-            queue.since = now
+            queue.since, queue.failed_at = now, None
             self._forget([queue.lines.popleft()])
         for place in {_place(one.item) for one in ready}:
             self._failed.discard(place)
@@ -244,7 +251,19 @@ class Ledger:
             self._limits[place[0]] = max(1, count // 2)
             self._to_the_end(place)
         if len(counts) == 1 and len(self._queues) > 1:
-            self._lines[id(ready[0].item.received)].not_before = now + max(took, PENALTY)
+            wait = self._penalty(self._queues[_place(ready[0].item)], took)
+            self._lines[id(ready[0].item.received)].not_before = now + wait
+
+    def _penalty(self, queue: _Queue, took: float) -> float:
+        """Return how long a partition waits whose transaction failed, and *took* so long.
+
+        As long as it took where it fails again while those of others are committed: they get half
+        of the time at least, though each of its transactions runs into the time-out. After an
+        outage, in which all fail, no partition waits long.
+        """
+        before, queue.failed_at = queue.failed_at, self._commits
+        is_its_own_fault = before is not None and before < self._commits
+        return max(took, PENALTY) if is_its_own_fault else PENALTY
 
     def _to_the_end(self, place: _Place) -> None:
         """Let the others come first the next time."""

@@ -93,12 +93,37 @@ def test_after_a_failure_each_partition_comes_alone_and_with_half_of_it() -> Non
 def test_a_partition_that_fails_alone_leaves_the_next_turns_to_the_others() -> None:
     ledger = ledger_of(items("a", 4), items("b", 4), items("c", 4))
     fail(ledger, 0.0)
-    assert fail(ledger, 0.0, took=2 * PENALTY) == ["a0", "a1"]
+    assert fail(ledger, 0.0, took=60.0) == ["a0", "a1"]
     for _ in range(2):
         assert commit(ledger, 0.0)[0][0] == "b"
         assert commit(ledger, 0.0)[0][0] == "c"
-    assert commit(ledger, 2 * PENALTY - 0.1) == []
-    assert commit(ledger, 2 * PENALTY) == ["a0"]
+    assert commit(ledger, PENALTY - 0.1) == []
+    assert commit(ledger, PENALTY) == ["a0"]
+
+
+def test_a_partition_that_fails_again_while_others_do_not_waits_as_long_as_it_took() -> None:
+    ledger = ledger_of(items("a", MANY), items("b", 20 * MANY))
+    fail(ledger, 0.0)
+    now = 0.0
+    for wait in (PENALTY, 60.0, 60.0):
+        assert fail(ledger, now, took=60.0)[0] == "a0"
+        assert commit(ledger, now + wait - 0.1)[0][0] == "b"
+        now += wait
+    assert [commit(ledger, now)[0][0] for _ in range(2)] == ["a", "b"]
+    assert fail(ledger, now, took=60.0)[0][0] == "a"
+    assert [commit(ledger, now + PENALTY)[0][0] for _ in range(2)] == ["b", "a"], (
+        "after a success it is as the first time"
+    )
+
+
+def test_after_an_outage_no_partition_waits_as_long_as_it_was_tried_in_vain() -> None:
+    ledger = ledger_of(items("a", 4), items("b", 4))
+    fail(ledger, 0.0)
+    for now in (0.0, 60.0, 120.0):
+        assert fail(ledger, now, took=60.0)[0] == "a0"
+        assert fail(ledger, now, took=60.0)[0] == "b0"
+    assert commit(ledger, 120.0 + PENALTY) == ["a0"]
+    assert commit(ledger, 120.0 + PENALTY) == ["b0"]
 
 
 def test_a_partition_that_is_alone_waits_for_nobody() -> None:

@@ -334,6 +334,22 @@ BUGS = (
         "test_where_there_is_no_room_left_every_partition_that_does_not_go_on_is_held_back",
     ),
     bug(
+        "exactly once: after an outage a partition waits as long as it was tried in vain",
+        _LEDGER,
+        "        return max(took, PENALTY) if is_its_own_fault else PENALTY\n",
+        "        return max(took, PENALTY)\n",
+        "consumer/test_ledger.py::"
+        "test_after_an_outage_no_partition_waits_as_long_as_it_was_tried_in_vain",
+    ),
+    bug(
+        "exactly once: a partition that fails again and again gets most of the time",
+        _LEDGER,
+        "        return max(took, PENALTY) if is_its_own_fault else PENALTY\n",
+        "        return PENALTY\n",
+        "consumer/test_ledger.py::"
+        "test_a_partition_that_fails_again_while_others_do_not_waits_as_long_as_it_took",
+    ),
+    bug(
         "exactly once: a transaction that failed is made again as it was",
         _LEDGER,
         "            self._limits[place[0]] = max(1, count // 2)\n",
