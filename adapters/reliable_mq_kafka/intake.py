@@ -108,6 +108,19 @@ class Intake:
 
         Returns early with the first record.
         """
+        try:
+            self._pull(asked, timeout)
+        except KafkaException as error:
+            self._fail(error_of(error))
+            self.broken = True
+            raise translate(reason_of(error_of(error)), self._doing) from error
+        except Exception:
+            # What the client gave and was not taken in would be passed over: another one reads
+            # it again.
+            self.broken = True
+            raise
+
+    def _pull(self, asked: int, timeout: float) -> None:
         self.commits.send_if_due(self._consumer)
         self._starts.find(self._consumer)
         self._check_logs()
@@ -119,17 +132,12 @@ class Intake:
         room = self._ahead.room(asked)
         if (room <= 0 and timeout) or self._must_look_through():
             self._steering.halt(self._consumer)
-        try:
-            if self._steering.halted:
-                self._poll(timeout)
-            elif room > 0:
-                self._read(room, timeout)
-            elif room > -SPARE:
-                self._look_for_outcome()
-        except KafkaException as error:
-            self._fail(error_of(error))
-            self.broken = True
-            raise translate(reason_of(error_of(error)), self._doing) from error
+        if self._steering.halted:
+            self._poll(timeout)
+        elif room > 0:
+            self._read(room, timeout)
+        elif room > -SPARE:
+            self._look_for_outcome()
 
     def _must_look_through(self) -> bool:
         """Tell whether what the client has queued must be emptied to see what waits behind it.

@@ -21,22 +21,17 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from confluent_kafka import Consumer, TopicPartition
 
-from reliable_mq.adapter import Batch, Handled, Refused, Unroutable
+from reliable_mq.adapter import Batch, Handled
 from reliable_mq.errors import ReliableMQError, StaleDeliveryError, TransportError
 from reliable_mq_kafka.commits import Commits
 from reliable_mq_kafka.config import Clients
 from reliable_mq_kafka.errors import translated
 from reliable_mq_kafka.identities import Identities
 from reliable_mq_kafka.intake import Intake
+from reliable_mq_kafka.membership import Membership, membership
 from reliable_mq_kafka.partitions import OwnedPartition, Place
 from reliable_mq_kafka.subscription import KafkaSubscription
-from reliable_mq_kafka.transactions import (
-    FencedError,
-    InDoubtError,
-    Membership,
-    Transactions,
-    membership,
-)
+from reliable_mq_kafka.transactions import FencedError, Homeless, InDoubtError, Transactions
 
 log = logging.getLogger("reliable_mq.kafka")
 
@@ -149,7 +144,7 @@ class TransactionalSubscription(KafkaSubscription):
 
     # --- committing ---
 
-    def commit(self, handled: Sequence[Handled]) -> Mapping[int, Refused | Unroutable]:
+    def commit(self, handled: Sequence[Handled]) -> Homeless:
         """See ``TransactionalSubscription.commit``."""
         intake = self._member()
         if intake is None:
@@ -176,7 +171,7 @@ class TransactionalSubscription(KafkaSubscription):
         intake: TransactionalIntake,
         handled: Sequence[Handled],
         offsets: Mapping[OwnedPartition, int],
-    ) -> Mapping[int, Refused | Unroutable]:
+    ) -> Homeless:
         member = intake.membership(offsets)
         places = [one.commit_of(offset) for one, offset in offsets.items()]
         messages = [message for one in handled for message in one.outputs]

@@ -13,29 +13,27 @@ Only a COMMIT that is not answered leaves it open whether the transaction is the
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from reliable_mq.adapter import Refused, Unroutable
-from reliable_mq.errors import ConfigurationError, ReliableMQError
+from reliable_mq.errors import ReliableMQError, TransportError
 from reliable_mq.message import Message
 from reliable_mq_kafka.config import Clients
 from reliable_mq_kafka.errors import ROUTE, UNFIT, error_of, outcome_of, text_of, translate
 from reliable_mq_kafka.health import Health
+from reliable_mq_kafka.membership import Membership
 from reliable_mq_kafka.records import KafkaRecord, headers_of
 
 log = logging.getLogger("reliable_mq.kafka")
 
-_MAGIC = b"CGMDv2:"
 _SERVE_EVERY = 100
 _LOOK_UP = 5.0
 _GRACE = 1.0
@@ -75,38 +73,6 @@ class FencedError(Exception):
 
 class InDoubtError(Exception):
     """Whether the transaction was committed is not known; its cause says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Membership:
-    """A member of a group in one generation, as the client's group metadata tells it."""
-
-    metadata: bytes
-    generation: int
-    member: str
-
-    @property
-    def is_valid(self) -> bool:
-        """Tell whether the brokers check it: offsets from nobody in particular they just take."""
-        return self.generation >= 0 and bool(self.member)
-
-
-def membership(metadata: bytes) -> Membership:
-    """Read what ``Consumer.consumer_group_metadata`` has returned.
-
-    The client offers it as bytes only. A form that is not known is an error: without a look at
-    it nobody could tell a member from a stranger, whose offsets are not fenced.
-    """
-    at = len(_MAGIC)
-    # Magic, generation, and the names of group and member, each with a zero at its end.
-    names = metadata[at + 4 :].split(b"\0", 2)
-    if not metadata.startswith(_MAGIC) or len(names) < 3:
-        raise ConfigurationError(
-            "this version of confluent-kafka has group metadata of an unknown form: "
-            "guarantee 'exactly-once' needs another one"
-        )
-    generation = int.from_bytes(metadata[at : at + 4], sys.byteorder, signed=True)
-    return Membership(metadata, generation, names[1].decode("utf-8", "replace"))
 
 
 class Transactions:
@@ -224,6 +190,10 @@ class Transactions:
             self._send_offsets(producer, offsets, member, deadline)
         except KafkaException as error:
             return self._undo(messages, error)
+        except Exception as error:
+            # Nobody knows where this producer is now; its successor undoes what is open.
+            self._drop()
+            raise TransportError(f"{self._doing}: {error!r}") from error
         return self._commit(producer, messages, deadline)
 
     def _produce(self, producer: Producer, messages: Sequence[Message], deadline: float) -> None:
@@ -320,6 +290,9 @@ class Transactions:
                 return self._undo(messages, error)
             self._drop()
             raise InDoubtError(text_of(error_of(error))) from error
+        except Exception as error:
+            self._drop()
+            raise InDoubtError(repr(error)) from error
         self._health.recovered()
         return {}
 
@@ -383,8 +356,8 @@ class Transactions:
         deadline = time.monotonic() + self._clients.options.transaction_timeout
         try:
             self._repeat(producer.abort_transaction, deadline)
-        except KafkaException as error:
-            log.debug("%s cannot abort: %s", self._id, text_of(error_of(error)))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is not undone
+            log.debug("%s cannot abort: %r", self._id, error)
             self._drop()
 
     def _repeat(self, call: Callable[[float], None], deadline: float) -> None:

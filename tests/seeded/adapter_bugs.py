@@ -68,6 +68,15 @@ BUGS: tuple[Bug, ...] = (
         servers="kafka",
     ),
     bug(
+        "Kafka: an unforeseen error of a commit is taken for one that stored nothing",
+        "reliable_mq_kafka/transactions.py",
+        "            raise InDoubtError(repr(error)) from error\n",
+        "            raise TransportError(repr(error)) from error\n",
+        "adapters/kafka/test_transactions.py::test_what_nobody_foresees_from_the_commit_leaves_it_"
+        "to_the_brokers_what_is_stored",
+        servers="kafka",
+    ),
+    bug(
         "Kafka: what an exactly-once consumer wants no more of is read all the same",
         "reliable_mq_kafka/steering.py",
         "            one.held_back = one.name in names\n",

@@ -32,14 +32,9 @@ from reliable_mq.testing.contract.waiting import wait_for
 from reliable_mq_kafka import config
 from reliable_mq_kafka.adapter import KafkaAdapter
 from reliable_mq_kafka.errors import error_of
+from reliable_mq_kafka.membership import Membership, membership
 from reliable_mq_kafka.transactional import TransactionalIntake
-from reliable_mq_kafka.transactions import (
-    FencedError,
-    Homeless,
-    Membership,
-    Transactions,
-    membership,
-)
+from reliable_mq_kafka.transactions import FencedError, Homeless, Transactions
 from tests.adapters.kafka.conftest import Declare, Open
 from tests.adapters.kafka.copying import delete, read_all
 
@@ -232,6 +227,54 @@ def test_offsets_that_the_client_does_not_return_from_are_undone_and_stored_by_a
     assert not attempt()
     go_on.set()
     transactions.close()
+    assert outputs(place, copier.target) == list(range(INPUTS))
+
+
+class FailsToProduce(Producer):
+    def produce(self, *args: object, **options: object) -> None:
+        raise ValueError("unforeseen")
+
+
+class FailsToSendOffsets(Producer):
+    def send_offsets_to_transaction(self, *args: object) -> None:
+        super().send_offsets_to_transaction(*args)  # type: ignore[arg-type]
+        raise RuntimeError("unforeseen")
+
+
+@pytest.mark.parametrize("kind", [FailsToProduce, FailsToSendOffsets])
+def test_what_nobody_foresees_before_the_commit_is_undone_and_stored_by_a_new_producer(
+    copier: MakeCopier, place: str, monkeypatch: pytest.MonkeyPatch, kind: type[Producer]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(config, "Producer", kind)
+        owner = copier()
+        taken = owner.take()
+        with pytest.raises(TransportError, match="unforeseen"):
+            owner.commit(taken)
+    assert not owner.intake.broken
+    owner.commit(taken)
+    assert outputs(place, copier.target) == list(range(INPUTS))
+
+
+class FailsOnceCommitted(Producer):
+    def commit_transaction(self, *args: object) -> None:
+        super().commit_transaction(*args)  # type: ignore[arg-type]
+        raise RuntimeError("unforeseen")
+
+
+def test_what_nobody_foresees_from_the_commit_leaves_it_to_the_brokers_what_is_stored(
+    copier: MakeCopier, adapter: KafkaAdapter, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(config, "Producer", FailsOnceCommitted)
+        owner = copier()
+        taken = owner.take()
+        with pytest.raises(TransportError, match="is not known"):
+            owner.commit(taken)
+    (lost,) = owner.subscription.receive(100, 0.0).lost
+    assert (lost.partition, lost.epoch) == (taken[0].partition, taken[0].epoch)
+    assert adapter.publish(numbered(copier.source, [INPUTS]), 60.0) == [SENT]
+    assert numbers_of(owner.take(1)) == [INPUTS]
     assert outputs(place, copier.target) == list(range(INPUTS))
 
 
