@@ -274,7 +274,7 @@ class TransactionalSubscription(Subscription, Protocol):
         ...
 
     def hold_back(self, partitions: Collection[str]) -> None:
-        """Read nothing more of *partitions*, and of all others: each call says it anew.
+        """Read no more of *partitions*, and go on with all others: each call says it for all.
 
         What was read already may still be delivered. Deliveries of these do not count into
         ``prefetch``, so that one partition which cannot go on does not stop all. What is not owned

@@ -20,7 +20,7 @@ ROOM = 3072
 
 _MARK = "rmq1:"
 _OF = "@"
-_ID = re.compile("[A-Za-z0-9+/]{22}")
+_ID = re.compile("[A-Za-z0-9+/_-]{22}")
 _OFFSETS = 1 << 63
 _SEVEN = 7
 _REST = 0x7F

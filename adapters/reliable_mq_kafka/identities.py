@@ -110,20 +110,28 @@ class Identities:
         with self._lock:
             topics = list(self._sightings)
             self._due = time.monotonic() + LOOK_EVERY
-        told = [self._look_at(topic) for topic in topics]
-        if not all(told):
+        if not self._look_at(topics):
             with self._lock:
                 self._due = 0.0
 
-    def _look_at(self, topic: str) -> bool:
-        """Ask for *topic*; return whether there is nothing to be asked again soon."""
+    def _look_at(self, topics: Iterable[str]) -> bool:
+        """Ask for *topics*; return whether there is nothing to be asked again soon."""
+        try:
+            # Before the topics: the ids of another cluster must not be taken for this one's.
+            cluster = self._admin.cluster_id()
+        except ReliableMQError as error:
+            log.debug("the ids of topics are not known: %s", error)
+            return False
+        told = [self._look_at_one(topic, cluster) for topic in topics]
+        return all(told)
+
+    def _look_at_one(self, topic: str, cluster: str | None) -> bool:
         asked_at = time.monotonic()
         try:
-            cluster = self._admin.cluster_id()
             found = self._admin.describe([topic]).get(topic)
         except ReliableMQError as error:
             log.debug("the id of topic %s is not known: %s", topic, error)
-            return self.of(topic) is not None
+            found = None
         if found is None:
             return self.of(topic) is not None
         name = str(found.topic_id)

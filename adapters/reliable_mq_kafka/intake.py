@@ -28,7 +28,7 @@ log = logging.getLogger("reliable_mq.kafka")
 _PROBE = 1.0
 _COMMIT_POLL = 0.01
 _OUTCOME = 0.02
-_ANOTHER = "its topic was deleted and made anew; it is read from its beginning"
+_ANOTHER = "its topic was made anew, or has lost all it had; it is read from its beginning"
 _SHORTER = "its log has lost its end, of which more was read; it is read on from where it ends now"
 
 
@@ -233,7 +233,7 @@ class Intake:
             self.barred = self._trouble
 
     def hold_back(self, names: Collection[str]) -> None:
-        """Read no more of the partitions *names*, and of all others."""
+        """Read no more of the partitions *names*, and go on with all others."""
         with translated(self._doing):
             self._steering.hold_back(self._consumer, names)
 

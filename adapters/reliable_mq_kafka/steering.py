@@ -46,7 +46,7 @@ class Steering:
         self._resume(consumer, [one for one in self._share if not one.held_back])
 
     def hold_back(self, consumer: Consumer, names: Collection[str]) -> None:
-        """Read no more of the partitions *names*, and of all others unless all are halted."""
+        """Read no more of the partitions *names*; go on with all others unless all are halted."""
         for one in self._share:
             one.held_back = one.name in names
         self._pause_begun(consumer, [one for one in self._share if one.held_back])

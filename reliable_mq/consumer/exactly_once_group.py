@@ -36,7 +36,7 @@ WHILE_CHANGING = 0.1
 """Seconds to wait while the group changes, which the broker is asked about meanwhile."""
 
 MAX_BYTES = 4 * MAX_HELD_BYTES
-"""The same with what is held back."""
+"""What may be in hand with what is held back; without that it is MAX_HELD_BYTES."""
 
 WITHOUT_TOPIC = 10.0
 """Seconds between two tries with an output that has no topic."""
@@ -132,11 +132,11 @@ class ExactlyOnceConsumer(GroupConsumer):
 
     def _hold_back(self, subscription: TransactionalSubscription) -> None:
         """Let no partition that waits fill the room of all."""
-        before = self._held_back
         full = not self._room()
-        self._held_back = self._ledger.hold_back(time.monotonic(), self._enough, full=full)
-        if self._held_back != before:
-            subscription.hold_back(self._held_back)
+        wanted = self._ledger.hold_back(time.monotonic(), self._enough, full=full)
+        if wanted != self._held_back:
+            subscription.hold_back(wanted)
+            self._held_back = wanted
 
     def _leave_out(
         self, ready: Sequence[Ready], homeless: Mapping[int, Refused | Unroutable]

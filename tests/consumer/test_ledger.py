@@ -102,12 +102,12 @@ def test_a_partition_that_fails_alone_leaves_the_next_turns_to_the_others() -> N
 
 
 def test_a_partition_that_fails_again_while_others_do_not_waits_as_long_as_it_took() -> None:
-    ledger = ledger_of(items("a", MANY), items("b", 20 * MANY))
+    ledger = ledger_of(items("a", MANY), items("b", 40 * MANY))
     fail(ledger, 0.0)
     now = 0.0
     for wait in (PENALTY, 60.0, 60.0):
         assert fail(ledger, now, took=60.0)[0] == "a0"
-        assert commit(ledger, now + wait - 0.1)[0][0] == "b"
+        assert [commit(ledger, now + wait - 0.1)[0][0] for _ in range(2)] == ["b", "b"]
         now += wait
     assert [commit(ledger, now)[0][0] for _ in range(2)] == ["a", "b"]
     assert fail(ledger, now, took=60.0)[0][0] == "a"

@@ -1,4 +1,4 @@
-"""A topic that is deleted and made anew under the same name: nothing of the new one is lost."""
+"""A topic that is deleted and made anew under the same name, and one that only looks like it."""
 
 from __future__ import annotations
 
