@@ -35,6 +35,7 @@ class OwnedPartition:
         "_offered_acks",
         "_open",
         "_read_to",
+        "_since",
         "begun",
         "epoch",
         "held_back",
@@ -67,8 +68,8 @@ class OwnedPartition:
         """The id of the topic whose log is read, where it is known."""
         self.signed: str | None = None
         """The id that the commit had with which this ownership began."""
+        self._since = self._ended_at = now
         self._ended_early: int | None = None
-        self._ended_at = now
         self.parked = False
         """Whether the client reads it at its end, until it is known where to begin."""
         self.start: int | None = None
@@ -145,7 +146,9 @@ class OwnedPartition:
         id by itself says nothing: commits are copied to other clusters, ids and all. A log that
         ends before what was read has lost that, by the election of a leader that did not have it.
         """
-        known, self.log = self.log, log or self.log
+        known = self.log
+        if asked_at > self._since:
+            self.log = log or known
         if known in former and log != self.signed:
             return 0
         if self._ended_early is None or asked_at <= self._ended_at:

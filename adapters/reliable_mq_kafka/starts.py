@@ -126,7 +126,7 @@ class Starts:
                 continue
             identity, signed = self._identities.of(one.topic), log_of(one.metadata)
             now = None if identity is None else identity.log
-            owned.signed, owned.log = signed, signed or now
+            owned.signed = owned.log = signed
             done = decode(one.metadata, one.offset)
             if signed in (None, now):
                 owned.skip(done)

@@ -136,6 +136,13 @@ def test_what_an_earlier_owner_has_read_of_the_new_topic_is_not_read_again() -> 
     assert one.foreign_from("2" * 22, {OLD, NEW}, 4.0) == 0, "it is made anew once more"
 
 
+def test_what_a_topic_was_before_the_ownership_says_nothing_of_what_is_read() -> None:
+    one = OwnedPartition("orders", 3, 7, 5.0)
+    assert one.foreign_from(OLD, (), 5.0) is None
+    assert one.foreign_from(NEW, {OLD}, 5.1) is None
+    assert log_of(one.commit_of(0).metadata) == NEW
+
+
 def test_a_broker_that_tells_no_id_says_nothing_of_one_that_is_known() -> None:
     one = known(10, 11)
     assert one.foreign_from(None, (), 2.0) is None
