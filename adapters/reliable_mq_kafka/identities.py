@@ -17,10 +17,11 @@ from reliable_mq_kafka.keeper import Keeper
 log = logging.getLogger("reliable_mq.kafka")
 
 LOOK_EVERY = 5.0
-"""Seconds between two looks: so long may a topic that was made anew be taken for the old one."""
+"""Seconds between two looks."""
 
 LOOK_AGAIN = 1.0
-"""The same while a topic has not been told of, or its new id has been told only once."""
+"""The same while a topic has not been told of, or its new id has been told only once. For both
+together a topic that was made anew may be taken for the old one."""
 
 _NONE = str(Uuid(0, 0))
 
@@ -39,7 +40,8 @@ class Sightings:
 
     Ids have no order, so only what was seen tells which one is the newer: one that was replaced
     does not come back, and a change counts once it is told twice in a row. A broker that is late
-    with its news may tell of a topic that is gone, also before it told of the new one.
+    with its news may tell of a topic that is gone, also to somebody who knows only the new one:
+    that it is the older one cannot be told where it says so twice.
     """
 
     def __init__(self) -> None:

@@ -103,6 +103,14 @@ BUGS: tuple[Bug, ...] = (
         "test_another_id_of_which_nobody_knows_that_it_is_the_newer_says_nothing",
     ),
     bug(
+        "Kafka: what a topic was before the ownership is taken for what is read",
+        _PARTITIONS,
+        "        if asked_at > self._since:\n",
+        "        if True:\n",
+        "adapters/kafka/test_partitions.py::"
+        "test_what_a_topic_was_before_the_ownership_says_nothing_of_what_is_read",
+    ),
+    bug(
         "Kafka: what was done of a topic elsewhere is taken for done",
         _STARTS,
         "            if signed in (None, now):\n",
