@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import threading
 import time
 from contextlib import ExitStack
@@ -21,7 +20,6 @@ from reliable_mq.adapter import (
     Unroutable,
 )
 from reliable_mq.errors import (
-    ConfigurationError,
     StaleDeliveryError,
     TransportError,
 )
@@ -32,7 +30,7 @@ from reliable_mq.testing.contract.waiting import wait_for
 from reliable_mq_kafka import config
 from reliable_mq_kafka.adapter import KafkaAdapter
 from reliable_mq_kafka.errors import error_of
-from reliable_mq_kafka.membership import Membership, membership
+from reliable_mq_kafka.membership import Membership
 from reliable_mq_kafka.transactional import TransactionalIntake
 from reliable_mq_kafka.transactions import FencedError, Homeless, Transactions
 from tests.adapters.kafka.conftest import Declare, Open
@@ -114,6 +112,14 @@ def outputs(place: str, topic: str) -> list[int]:
 
 
 # --- fencing --------------------------------------------------------------------------------------
+
+
+def test_the_membership_is_that_of_the_client(copier: MakeCopier) -> None:
+    owner = copier()
+    owner.take()
+    found = owner.member()
+    assert found.member == owner.intake._consumer.memberid()
+    assert found.generation > 0
 
 
 def lapsed(copier: MakeCopier) -> tuple[Copier, list[Received], Membership]:
@@ -384,44 +390,3 @@ def test_of_several_outputs_the_one_that_does_not_fit_is_named_and_none_is_store
     assert adapter.lag(copier.source, copier.group) == INPUTS
     assert not owner.subscription.commit([handled[0], Handled(taken[1]), handled[2]])
     assert read_all(place, narrow, "read_committed") == [b"1", b"3"]
-
-
-# --- who a member is ------------------------------------------------------------------------------
-
-
-def described(generation: int, member: str, group: str = "billing", rest: bytes = b"\0") -> bytes:
-    head = b"CGMDv2:" + struct.pack("=i", generation)
-    return head + group.encode() + b"\0" + member.encode() + b"\0" + rest
-
-
-def test_the_clients_group_metadata_tell_generation_and_member() -> None:
-    data = described(7, "reliable-mq-1234")
-    assert membership(data) == Membership(data, 7, "reliable-mq-1234")
-    assert membership(data).is_valid
-    assert membership(described(3, "m", rest=b"\1web-1\0")).member == "m"
-
-
-@pytest.mark.parametrize(("generation", "member"), [(-1, ""), (-1, "m"), (4, "")])
-def test_whoever_is_in_no_generation_is_no_member(generation: int, member: str) -> None:
-    # The brokers take the offsets of such a one without a look.
-    assert not membership(described(generation, member)).is_valid
-
-
-@pytest.mark.parametrize("data", [b"", b"CGMDv3:\0\0\0\0g\0m\0", described(1, "m")[1:]])
-def test_metadata_of_an_unknown_form_are_an_error(data: bytes) -> None:
-    with pytest.raises(ConfigurationError, match="exactly-once"):
-        membership(data)
-
-
-@pytest.mark.parametrize("end", [7, 9, 12, 20])
-def test_metadata_that_end_early_are_an_error(end: int) -> None:
-    with pytest.raises(ConfigurationError, match="exactly-once"):
-        membership(described(1, "member")[:end])
-
-
-def test_the_membership_is_that_of_the_client(copier: MakeCopier) -> None:
-    owner = copier()
-    owner.take()
-    found = owner.member()
-    assert found.member == owner.intake._consumer.memberid()
-    assert found.generation > 0
