@@ -125,9 +125,13 @@ class Transactions:
         """Let go of a producer. What it left open is undone by the next, or by a time-out."""
         producer, self._producer = self._producer, None
         self._is_ready = False
-        if producer is not None:
+        if producer is None:
+            return
+        try:
             producer.purge()
             self._serve(producer)
+        except Exception as error:  # noqa: BLE001 - why it is let go of matters more
+            log.debug("%s: a producer that is let go of: %r", self._id, error)
 
     def close(self) -> None:
         """Let go of the producer; nothing is open."""

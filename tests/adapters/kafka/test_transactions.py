@@ -267,6 +267,9 @@ class FailsOnceCommitted(Producer):
         super().commit_transaction(*args)  # type: ignore[arg-type]
         raise RuntimeError("unforeseen")
 
+    def purge(self, *args: object) -> None:
+        raise RuntimeError("gone")
+
 
 def test_what_nobody_foresees_from_the_commit_leaves_it_to_the_brokers_what_is_stored(
     copier: MakeCopier, adapter: KafkaAdapter, place: str, monkeypatch: pytest.MonkeyPatch
