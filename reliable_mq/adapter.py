@@ -253,7 +253,7 @@ class TransactionalSubscription(Subscription, Protocol):
     earlier is applied later.
     """
 
-    def commit(self, handled: Sequence[Handled]) -> Mapping[int, str]:
+    def commit(self, handled: Sequence[Handled]) -> Mapping[int, Refused | Unroutable]:
         """Store all outputs and acknowledge all deliveries, or do nothing of both.
 
         Of each partition *handled* has the first deliveries that are not acknowledged, in order
@@ -261,14 +261,24 @@ class TransactionalSubscription(Subscription, Protocol):
         the adapter's own time-out. No consumer receives an output before, and the partition's
         next owner begins behind what was committed.
 
-        Where outputs are refused for good nothing is committed, and the mapping tells why for at
-        least one position in *handled*. Raises ``StaleDeliveryError`` where a delivery is not
-        ours any more or the group is changing: nothing was committed, the next ``receive`` tells
-        what is lost, and what is not may be tried again. Raises ``TransportError`` or
-        ``ConfigurationError`` for anything else (a topic that does not exist, no answer, no
-        permission): either nothing was committed, and the same may be tried again; or it is not
-        known, and the next ``receive`` reports the loss of all ownership, so that the stream
-        starts again where the broker says.
+        Where outputs are refused for good, or have no topic, nothing is committed, and the
+        mapping tells why for at least one position in *handled*, and for none whose outputs could
+        have been stored: without these the others may be committed. Raises ``StaleDeliveryError``
+        where a delivery is not ours any more or the group is changing: nothing was committed, the
+        next ``receive`` tells what is lost, and what is not may be tried again. Raises
+        ``TransportError`` or ``ConfigurationError`` for anything else (no answer, no permission):
+        either nothing was committed, and the same may be tried again; or it is not known, and the
+        next ``receive`` reports the loss of all ownership, so that the stream starts again where
+        the broker says.
+        """
+        ...
+
+    def hold_back(self, partitions: Collection[str]) -> None:
+        """Read no more of *partitions*, and go on with all others: each call says it for all.
+
+        What was read already may still be delivered. Deliveries of these do not count into
+        ``prefetch``, so that one partition which cannot go on does not stop all. What is not owned
+        is passed over.
         """
         ...
 

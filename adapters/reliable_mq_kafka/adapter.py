@@ -19,6 +19,7 @@ from reliable_mq.message import Message
 from reliable_mq_kafka.admin import Admin
 from reliable_mq_kafka.config import Clients
 from reliable_mq_kafka.declare import declare
+from reliable_mq_kafka.identities import Identities
 from reliable_mq_kafka.inspection import Inspection
 from reliable_mq_kafka.keeper import Keeper
 from reliable_mq_kafka.lag import lag, redelivery_bound
@@ -39,6 +40,7 @@ class KafkaAdapter:
         self._admin = Admin(clients)
         self._publisher = Publisher(clients)
         self._keeper = Keeper([self._admin.tend, self._publisher.tend])
+        self._identities = Identities(self._admin)
 
     @property
     def name(self) -> str:
@@ -67,7 +69,7 @@ class KafkaAdapter:
         """See the protocol. An unordered group owns partitions in the same way."""
         if not topics or prefetch < 1:
             raise ConfigurationError("a subscription needs a topic and a prefetch of 1 or more")
-        return KafkaSubscription(self._clients, topics, group, prefetch)
+        return KafkaSubscription(self._clients, self._watched(topics), topics, group, prefetch)
 
     def subscribe_transactional(
         self, topics: Sequence[str], group: str, *, prefetch: int
@@ -75,7 +77,14 @@ class KafkaAdapter:
         """See ``TransactionalAdapter``. Its outputs have a producer of their own."""
         if not topics or prefetch < 1:
             raise ConfigurationError("a subscription needs a topic and a prefetch of 1 or more")
-        return TransactionalSubscription(self._clients, topics, group, prefetch)
+        return TransactionalSubscription(
+            self._clients, self._watched(topics), topics, group, prefetch
+        )
+
+    def _watched(self, topics: Sequence[str]) -> Identities:
+        self._keeper.start()
+        self._identities.watch(topics)
+        return self._identities
 
     def lag(self, topic: str, group: str) -> int:
         """See the protocol."""
@@ -97,6 +106,7 @@ class KafkaAdapter:
         """See the protocol. Subscriptions have clients of their own and are closed apart."""
         self._publisher.close()
         self._admin.close()
+        self._identities.stop()
         self._keeper.stop()
 
 

@@ -19,6 +19,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import (
     AdminClient,
     ConfigResource,
+    DescribeClusterResult,
     NewTopic,
     OffsetSpec,
     ResourceType,
@@ -108,11 +109,18 @@ class Admin:
 
     def broker_ids(self) -> list[int]:
         """Return the brokers that are there."""
-        cluster = self._one(
+        return [node.id for node in self._cluster().nodes]
+
+    def cluster_id(self) -> str | None:
+        """Return which cluster answers; None where it does not tell."""
+        return self._cluster().cluster_id
+
+    def _cluster(self) -> DescribeClusterResult:
+        found: DescribeClusterResult = self._one(
             lambda client: client.describe_cluster(request_timeout=self._timeout),
             "cannot look the brokers up",
         )
-        return [node.id for node in cluster.nodes]
+        return found
 
     # --- offsets ---
 

@@ -3,11 +3,14 @@
 A commit is one offset. Where one slow handler holds it up, thousands that are done behind it would
 come again after a crash. Hence they are named in the commit's metadata, as far as these have
 room: each run of done offsets by its distance from what came before and by its length.
+
+The id of the topic goes along too: offsets that are done say nothing of another topic of the name.
 """
 
 from __future__ import annotations
 
 import binascii
+import re
 from base64 import b64decode, urlsafe_b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -16,6 +19,8 @@ ROOM = 3072
 """Characters of a commit's metadata that are used; brokers take 4096 unless told otherwise."""
 
 _MARK = "rmq1:"
+_OF = "@"
+_ID = re.compile("[A-Za-z0-9+/_-]{22}")
 _OFFSETS = 1 << 63
 _SEVEN = 7
 _REST = 0x7F
@@ -37,12 +42,13 @@ def join(first: Runs, second: Runs) -> list[range]:
     return [*first, *second]
 
 
-def encode(runs: Runs, begin: int, room: int = ROOM) -> str:
-    """Return *runs*, which lie behind *begin*, as text of at most *room* characters.
+def encode(runs: Runs, begin: int, room: int = ROOM, log: str | None = None) -> str:
+    """Return *runs*, which lie behind *begin*, and the topic's id as at most *room* characters.
 
     The last ones are left out where they do not fit: they come again, then, after a crash.
     """
-    most = (room - len(_MARK)) * 3 // 4
+    signature = "" if log is None or len(_MARK + _OF + log) > room else _OF + log
+    most = (room - len(_MARK) - len(signature)) * 3 // 4
     found = bytearray()
     at = begin
     for run in runs:
@@ -51,7 +57,8 @@ def encode(runs: Runs, begin: int, room: int = ROOM) -> str:
             break
         found += piece
         at = run.stop
-    return _MARK + urlsafe_b64encode(found).decode().rstrip("=") if found else ""
+    text = urlsafe_b64encode(found).decode().rstrip("=") + signature
+    return _MARK + text if text else ""
 
 
 def decode(text: str | None, begin: int) -> list[range]:
@@ -59,9 +66,17 @@ def decode(text: str | None, begin: int) -> list[range]:
     if not text or not text.startswith(_MARK):
         return []
     try:
-        return list(_runs(_bytes(text.removeprefix(_MARK)), begin))
+        return list(_runs(_bytes(text.removeprefix(_MARK).partition(_OF)[0]), begin))
     except ValueError:
         return []
+
+
+def log_of(text: str | None) -> str | None:
+    """Return the topic's id in *text*, if there is one."""
+    if not text or not text.startswith(_MARK):
+        return None
+    log = text.partition(_OF)[2]
+    return log if _ID.fullmatch(log) else None
 
 
 def _bytes(text: str) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -17,6 +17,7 @@ from reliable_mq_kafka.commits import Commits
 from reliable_mq_kafka.config import Clients
 from reliable_mq_kafka.errors import error_of, is_fatal, reason_of, translate, translated
 from reliable_mq_kafka.health import Health
+from reliable_mq_kafka.identities import Identities
 from reliable_mq_kafka.partitions import OwnedPartition, Place, Share, places_of
 from reliable_mq_kafka.records import KafkaRecord
 from reliable_mq_kafka.starts import Starts
@@ -27,6 +28,8 @@ log = logging.getLogger("reliable_mq.kafka")
 _PROBE = 1.0
 _COMMIT_POLL = 0.01
 _OUTCOME = 0.02
+_ANOTHER = "its topic was made anew, or has lost all it had; it is read from its beginning"
+_SHORTER = "its log has lost its end, of which more was read; it is read on from where it ends now"
 
 
 class Intake:
@@ -35,7 +38,11 @@ class Intake:
     No other thread touches the client: a call would wait for the running poll to end.
     """
 
-    def __init__(self, clients: Clients, topics: Sequence[str], group: str) -> None:
+    def __init__(
+        self, clients: Clients, identities: Identities, topics: Sequence[str], group: str
+    ) -> None:
+        self._identities = identities
+        self._looks = 0
         self._topics = list(topics)
         self._doing = f"cannot receive from {', '.join(topics)} as group {group!r}"
         self._health = Health()
@@ -43,7 +50,7 @@ class Intake:
         self._ahead = Ahead()
         self._window = Window()
         self._steering = Steering(self._share, self._doing)
-        self._starts = Starts(self._share, self._steering, self._doing)
+        self._starts = Starts(self._share, self._steering, identities, self._doing)
         self._just_assigned: set[Place] = set()
         self._generation: object = None
         self._look_again = 0.0
@@ -101,8 +108,22 @@ class Intake:
 
         Returns early with the first record.
         """
+        try:
+            self._pull(asked, timeout)
+        except KafkaException as error:
+            self._fail(error_of(error))
+            self.broken = True
+            raise translate(reason_of(error_of(error)), self._doing) from error
+        except Exception:
+            # What the client gave and was not taken in would be passed over: another one reads
+            # it again.
+            self.broken = True
+            raise
+
+    def _pull(self, asked: int, timeout: float) -> None:
         self.commits.send_if_due(self._consumer)
         self._starts.find(self._consumer)
+        self._check_logs()
         self._steering.position(self._consumer)
         self._steering.watch(troubled=self._health.troubled)
         if self._steering.halted and len(self._ahead) <= asked:
@@ -111,17 +132,12 @@ class Intake:
         room = self._ahead.room(asked)
         if (room <= 0 and timeout) or self._must_look_through():
             self._steering.halt(self._consumer)
-        try:
-            if self._steering.halted:
-                self._poll(timeout)
-            elif room > 0:
-                self._read(room, timeout)
-            elif room > -SPARE:
-                self._look_for_outcome()
-        except KafkaException as error:
-            self._fail(error_of(error))
-            self.broken = True
-            raise translate(reason_of(error_of(error)), self._doing) from error
+        if self._steering.halted:
+            self._poll(timeout)
+        elif room > 0:
+            self._read(room, timeout)
+        elif room > -SPARE:
+            self._look_for_outcome()
 
     def _must_look_through(self) -> bool:
         """Tell whether what the client has queued must be emptied to see what waits behind it.
@@ -194,7 +210,7 @@ class Intake:
         if one is None or offset is None or not one.read(offset):
             return
         self._ahead.put(one, record)
-        if self._steering.halted and not one.paused:
+        if self._steering.is_unwanted(one):
             self._steering.pause(self._consumer, [one])
 
     def _note(self, error: KafkaError, record: KafkaRecord) -> None:
@@ -202,7 +218,7 @@ class Intake:
         one = self._share.at(record.topic(), record.partition())
         if error.code() == KafkaError._PARTITION_EOF:
             if one is not None:
-                one.reached_end(record.offset() or 0)
+                one.reached_end(record.offset() or 0, time.monotonic())
         elif error.code() == KafkaError._MAX_POLL_EXCEEDED:
             log.warning("%s: nobody asked for too long (max.poll.interval.ms)", self._doing)
         else:
@@ -215,6 +231,11 @@ class Intake:
         self.broken = self.broken or is_fatal(error)
         if reason.code() == KafkaError.FENCED_INSTANCE_ID:
             self.barred = self._trouble
+
+    def hold_back(self, names: Collection[str]) -> None:
+        """Read no more of the partitions *names*, and go on with all others."""
+        with translated(self._doing):
+            self._steering.hold_back(self._consumer, names)
 
     # --- committing ---
 
@@ -262,12 +283,25 @@ class Intake:
         """Return the partition *name* where it is owned."""
         return self._share.named(name)
 
-    def begin_again(self, one: OwnedPartition) -> None:
-        """Read a partition again from its first record that is not done, under a new epoch."""
+    def begin_again(self, one: OwnedPartition, last: int | None = None) -> None:
+        """Read a partition again from its first record that is not done, under a new epoch.
+
+        With *last* from that offset at the latest: what is there is not what was read before.
+        """
         self._ahead.drop(one)
-        self._lost.append(self._share.begin_again(one))
+        self._lost.append(self._share.begin_again(one, last))
         self._steering.lead_back(one)
         self._steering.position(self._consumer)
+
+    def _check_logs(self) -> None:
+        """Begin again with each partition whose log is not, or not all, what was read of it."""
+        looks, self._looks = self._looks, self._identities.looks
+        for one in self._share if self._looks > looks else ():
+            identity = self._identities.of(one.topic)
+            foreign = None if identity is None else one.foreign_from(*identity)
+            if foreign is not None:
+                log.warning("%s: %s", one.name, _SHORTER if foreign else _ANOTHER)
+                self.begin_again(one, foreign)
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if self._closing:

@@ -12,14 +12,15 @@ _EVERY = 1.0
 
 
 class Keeper:
-    """Calls each of *chores* every second, from its start until its end.
+    """Calls each of *chores* at its start, and then every so many seconds until its end.
 
     librdkafka queues what it has to say until somebody polls: some twenty entries a second while
     its brokers are away. A process that seldom publishes would fill its memory with them.
     """
 
-    def __init__(self, chores: Sequence[Callable[[], None]]) -> None:
+    def __init__(self, chores: Sequence[Callable[[], None]], *, every: float = _EVERY) -> None:
         self._chores = chores
+        self._every = every
         self._lock = threading.Lock()
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
@@ -33,18 +34,19 @@ class Keeper:
                 )
                 self._thread.start()
 
-    def stop(self) -> None:
-        """End it for good; returns when it has ended."""
+    def stop(self, *, wait: bool = True) -> None:
+        """End it for good; returns when it has ended, unless that is not waited for."""
         with self._lock:
             self._end.set()
-        if self._thread is not None:
+        if wait and self._thread is not None:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._end.wait(_EVERY):
+        while not self._end.is_set():
             for chore in self._chores:
                 try:
                     chore()
                 except Exception:
                     # Whoever uses that client will meet the error; the others still need care.
                     log.exception("an idle Kafka client could not be served")
+            self._end.wait(self._every)

@@ -27,18 +27,26 @@ class OwnedPartition:
         "_committed",
         "_committed_acks",
         "_done",
+        "_ended_at",
+        "_ended_early",
         "_held",
+        "_late",
         "_next",
         "_offered_acks",
         "_open",
+        "_read_to",
+        "_since",
         "begun",
         "epoch",
+        "held_back",
+        "log",
         "name",
         "number",
         "parked",
         "paused",
         "restless_since",
         "rewinding",
+        "signed",
         "start",
         "topic",
     )
@@ -49,16 +57,26 @@ class OwnedPartition:
         self.name = f"{topic}/{number}"
         self.epoch = epoch
         self.paused = False
+        self.held_back = False
+        """Whether the application wants no more of it for now."""
         self.rewinding = False
         """Whether the client has yet to be told to read from :attr:`position` again."""
         self.begun = False
         """Whether the client has shown that it reads it, since the assignment or a rewind."""
         self.restless_since = now
+        self.log: str | None = None
+        """The id of the topic whose log is read, where it is known."""
+        self.signed: str | None = None
+        """The id that the commit had with which this ownership began."""
+        self._since = self._ended_at = now
+        self._ended_early: int | None = None
         self.parked = False
         """Whether the client reads it at its end, until it is known where to begin."""
         self.start: int | None = None
         """The offset to begin with, where that is known."""
         self._next: int | None = None
+        # Behind the last record: the end of a transaction may lie further behind.
+        self._read_to = 0
         self._committed = -1
         self._done: deque[range] = deque()
         # How often something was done: in all, at the commit under way, at the last commit.
@@ -66,6 +84,8 @@ class OwnedPartition:
         # In the order of reading. A dict, for removal from the middle.
         self._open: dict[int, None] = {}
         self._held = 0
+        # Whether a commit that is under way is one of another log.
+        self._late = False
 
     @property
     def place(self) -> Place:
@@ -85,8 +105,9 @@ class OwnedPartition:
             return False
         if self._next is None:
             self._committed = offset
+            self._begun_at(offset)
         self.begun = True
-        self._next = offset + 1
+        self._next = self._read_to = offset + 1
         if self._was_done(offset):
             return False
         self._open[offset] = None
@@ -101,11 +122,38 @@ class OwnedPartition:
             self._done.popleft()
         return bool(self._done) and offset in self._done[0]
 
-    def reached_end(self, offset: int) -> None:
+    def _begun_at(self, offset: int) -> None:
+        if self.start is not None and offset < self.start:
+            # There is no such start in this log: what was done behind it is not of this log either.
+            self._done.clear()
+
+    def reached_end(self, offset: int, now: float) -> None:
         """Note that there is nothing to deliver before *offset* that was not read."""
-        if not self.rewinding:
-            self.begun = True
-            self._next = max(offset, self._next or 0)
+        if self.rewinding:
+            return
+        self.begun = True
+        if self._next is None:
+            self._begun_at(offset)
+        elif offset < self._read_to:
+            self._ended_early, self._ended_at = offset, now
+        self._next = max(offset, self._next or 0)
+
+    def foreign_from(self, log: str | None, former: Container[str], asked_at: float) -> int | None:
+        """Return the offset from which on the log is not the one that was read; None for the same.
+
+        *log* is what the topic's id was after *asked_at*, *former* what it was before. A topic
+        that has taken the place of the one that was read is foreign from its beginning. Another
+        id by itself says nothing: commits are copied to other clusters, ids and all. A log that
+        ends before what was read has lost that, by the election of a leader that did not have it.
+        """
+        known = self.log
+        if asked_at > self._since:
+            self.log = log or known
+        if known in former and log != self.signed:
+            return 0
+        if self._ended_early is None or asked_at <= self._ended_at:
+            return None
+        return self._ended_early
 
     def handed_out(self) -> None:
         """Note that a record that was read is with the application now."""
@@ -144,9 +192,12 @@ class OwnedPartition:
     def was_offered(self) -> None:
         """Note that :meth:`commit` is on its way to the brokers."""
         self._offered_acks = self._acks
+        self._late = False
 
     def was_committed(self, offset: int) -> None:
         """Note that the brokers have the commit that was offered last."""
+        if self._late:
+            return
         self._committed = max(offset, self._committed)
         self._committed_acks = max(self._offered_acks, self._committed_acks)
 
@@ -156,16 +207,32 @@ class OwnedPartition:
         """Return what tells of the end of its epoch."""
         return Lost(self.name, self.epoch)
 
-    def begin_again(self, epoch: int) -> Lost:
-        """Forget what was read and is not done: it will be read again, under *epoch*."""
+    def begin_again(self, epoch: int, last: int | None = None) -> Lost:
+        """Forget what was read and is not done: it will be read again, under *epoch*.
+
+        With *last*, also whatever was done at that offset and behind it.
+        """
         ended = self.lost()
         self._done = deque(self._done_runs())
         self._next = self.watermark
+        self._read_to = self._next or 0
         self._open.clear()
         self._held = 0
         self.epoch = epoch
         self.rewinding = True
+        if last is not None:
+            self._forget_from(last)
         return ended
+
+    def _forget_from(self, last: int) -> None:
+        before = (range(run.start, min(run.stop, last)) for run in self._done)
+        self._done = deque(run for run in before if run)
+        self._next = last if self._next is None else min(self._next, last)
+        self._ended_early = None
+        # The brokers are told where the group is now, whatever was committed before.
+        self._committed = -1
+        self._late = True
+        self.signed = None
 
     # --- for the client ---
 
@@ -182,12 +249,16 @@ class OwnedPartition:
         """Tell whether it is known where to read from."""
         return self._next is not None or self.start is not None
 
+    def commit_of(self, offset: int) -> TopicPartition:
+        """Return what to commit for *offset*, with nothing that is done behind it."""
+        return TopicPartition(self.topic, self.number, offset, encode((), offset, log=self.log))
+
     def commit(self, room: int = ROOM) -> TopicPartition:
         """Return what to commit, with up to *room* characters of what is done behind it."""
         watermark = self.watermark
         if watermark is None:
             return TopicPartition(self.topic, self.number, OFFSET_INVALID)
-        metadata = encode(self._done_runs(), watermark, room)
+        metadata = encode(self._done_runs(), watermark, room, self.log)
         return TopicPartition(self.topic, self.number, watermark, metadata)
 
     def _done_runs(self) -> list[range]:
@@ -233,9 +304,9 @@ class Share:
         """Return a partition that is owned."""
         return self._by_name.get(name)
 
-    def begin_again(self, one: OwnedPartition) -> Lost:
+    def begin_again(self, one: OwnedPartition, last: int | None = None) -> Lost:
         """End the epoch of *one* and begin the next."""
-        return one.begin_again(next(self._epochs))
+        return one.begin_again(next(self._epochs), last)
 
     def dirty(self) -> list[OwnedPartition]:
         """Return those of which more is done than the brokers know."""
@@ -246,8 +317,8 @@ class Share:
 
     @property
     def held(self) -> int:
-        """Return how many deliveries are with the application."""
-        return sum(one.held for one in self)
+        """Return how many deliveries are with the application, but for what is held back."""
+        return sum(one.held for one in self if not one.held_back)
 
 
 def places_of(partitions: Iterable[TopicPartition]) -> list[Place]:

@@ -15,7 +15,8 @@ from collections.abc import Iterable
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, TopicPartition
 
-from reliable_mq_kafka.completed import decode
+from reliable_mq_kafka.completed import decode, log_of
+from reliable_mq_kafka.identities import Identities
 from reliable_mq_kafka.partitions import OwnedPartition, Share, places_of
 from reliable_mq_kafka.steering import Steering
 
@@ -25,6 +26,8 @@ _PATIENCE = 2.0
 """Seconds to wait for the brokers' answer, during which nothing else is done."""
 _AT_FIRST = 0.25
 """The same where they have not known it, or not answered, before."""
+_UNTOLD = 10.0
+"""Seconds after which a topic of which the brokers tell no id is read without it."""
 
 
 class Starts:
@@ -34,16 +37,21 @@ class Starts:
     the thread that polls the client.
     """
 
-    def __init__(self, share: Share, steering: Steering, doing: str) -> None:
+    def __init__(
+        self, share: Share, steering: Steering, identities: Identities, doing: str
+    ) -> None:
         self._share = share
+        self._identities = identities
         self._steering = steering
         self._doing = doing
         self._nowhere: deque[OwnedPartition] = deque()
         self._patience = _AT_FIRST
         self._look_at = 0.0
+        self._untold_until = 0.0
 
     def begin(self, consumer: Consumer, partitions: Iterable[TopicPartition]) -> None:
         """Own *partitions*, which were just assigned, and read those whose start is known."""
+        self._untold_until = time.monotonic() + _UNTOLD
         places = places_of(partitions)
         committed = self._committed(consumer, [TopicPartition(*place) for place in places])
         starts = {(one.topic, one.partition): _start(one) for one in committed}
@@ -94,14 +102,39 @@ class Starts:
         except KafkaException as error:
             log.debug("%s: where to begin is not known: %s", self._doing, error)
             return []
-        return [one for one in found if one.error is None]
+        return [one for one in found if one.error is None and not self._is_early(one)]
+
+    def _is_early(self, committed: TopicPartition) -> bool:
+        """Tell whether it must be waited for what the topic is, to judge what was done of it."""
+        return (
+            log_of(committed.metadata) is not None
+            and bool(decode(committed.metadata, committed.offset))
+            and self._identities.of(committed.topic) is None
+            and time.monotonic() < self._untold_until
+        )
 
     def _skip(self, committed: Iterable[TopicPartition]) -> None:
-        """Do not hand out what former owners have done behind the offsets that they committed."""
+        """Do not hand out what former owners have done behind the offsets that they committed.
+
+        Of another topic of the name that is not known, while the offset counts all the same: the
+        brokers delete offsets with their topic, so it was copied here from another cluster, whose
+        offsets were translated.
+        """
         for one in committed:
             owned = self._share.at(one.topic, one.partition)
-            if owned is not None:
-                owned.skip(decode(one.metadata, one.offset))
+            if owned is None:
+                continue
+            identity, signed = self._identities.of(one.topic), log_of(one.metadata)
+            now = None if identity is None else identity.log
+            owned.signed = owned.log = signed
+            done = decode(one.metadata, one.offset)
+            if signed in (None, now):
+                owned.skip(done)
+            elif done:
+                log.warning(
+                    "%s: what was done behind offset %d was told of another topic of this name; "
+                    "it comes again", owned.name, one.offset,
+                )  # fmt: skip
 
 
 def _start(committed: TopicPartition) -> int:

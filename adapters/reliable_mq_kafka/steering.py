@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
@@ -38,13 +38,28 @@ class Steering:
         """Read no more for now. What the client has queued is thrown away and read again later."""
         if not self.halted:
             self.halted = True
-            # One that is not read yet could lose its position by it (librdkafka #2190).
-            self.pause(consumer, [one for one in self._share if one.begun and not one.paused])
+            self._pause_begun(consumer, self._share)
 
     def go_on(self, consumer: Consumer) -> None:
-        """Read everything again."""
+        """Read everything again that is not held back."""
         self.halted = False
-        self._resume(consumer, self._share)
+        self._resume(consumer, [one for one in self._share if not one.held_back])
+
+    def hold_back(self, consumer: Consumer, names: Collection[str]) -> None:
+        """Read no more of the partitions *names*; go on with all others unless all are halted."""
+        for one in self._share:
+            one.held_back = one.name in names
+        self._pause_begun(consumer, [one for one in self._share if one.held_back])
+        if not self.halted:
+            self.go_on(consumer)
+
+    def _pause_begun(self, consumer: Consumer, partitions: Iterable[OwnedPartition]) -> None:
+        # One that is not read yet could lose its position by it (librdkafka #2190).
+        self.pause(consumer, [one for one in partitions if one.begun and not one.paused])
+
+    def is_unwanted(self, one: OwnedPartition) -> bool:
+        """Tell whether *one* is to be paused now that it is read."""
+        return (self.halted or one.held_back) and not one.paused
 
     def pause(self, consumer: Consumer, partitions: Sequence[OwnedPartition]) -> None:
         """Read no more of *partitions*."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from reliable_mq.adapter import Batch, Lost, Received
 from reliable_mq.errors import ReliableMQError, TransportError
 from reliable_mq_kafka.config import Clients
+from reliable_mq_kafka.identities import Identities
 from reliable_mq_kafka.intake import Intake
 
 _SLICE = 0.1
@@ -26,8 +27,16 @@ class KafkaSubscription:
     move on once the session has expired.
     """
 
-    def __init__(self, clients: Clients, topics: Sequence[str], group: str, prefetch: int) -> None:
+    def __init__(
+        self,
+        clients: Clients,
+        identities: Identities,
+        topics: Sequence[str],
+        group: str,
+        prefetch: int,
+    ) -> None:
         self._clients = clients
+        self._identities = identities
         self._topics = tuple(topics)
         self._group = group
         self._prefetch = prefetch
@@ -70,7 +79,7 @@ class KafkaSubscription:
 
     def _join(self) -> Intake:
         """Make a new member."""
-        return Intake(self._clients, self._topics, self._group)
+        return Intake(self._clients, self._identities, self._topics, self._group)
 
     def _barred(self, intake: Intake, why: ReliableMQError) -> Batch:
         """Report the loss of everything, once; then say why there will be no more."""

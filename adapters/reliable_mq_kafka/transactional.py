@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from confluent_kafka import Consumer, TopicPartition
 
@@ -26,16 +26,12 @@ from reliable_mq.errors import ReliableMQError, StaleDeliveryError, TransportErr
 from reliable_mq_kafka.commits import Commits
 from reliable_mq_kafka.config import Clients
 from reliable_mq_kafka.errors import translated
+from reliable_mq_kafka.identities import Identities
 from reliable_mq_kafka.intake import Intake
+from reliable_mq_kafka.membership import Membership, membership
 from reliable_mq_kafka.partitions import OwnedPartition, Place
 from reliable_mq_kafka.subscription import KafkaSubscription
-from reliable_mq_kafka.transactions import (
-    FencedError,
-    InDoubtError,
-    Membership,
-    Transactions,
-    membership,
-)
+from reliable_mq_kafka.transactions import FencedError, Homeless, InDoubtError, Transactions
 
 log = logging.getLogger("reliable_mq.kafka")
 
@@ -64,9 +60,11 @@ class NoCommits(Commits):
 class TransactionalIntake(Intake):
     """A member that knows under which name each of its partitions was assigned."""
 
-    def __init__(self, clients: Clients, topics: Sequence[str], group: str) -> None:
+    def __init__(
+        self, clients: Clients, identities: Identities, topics: Sequence[str], group: str
+    ) -> None:
         self._members: dict[Place, str] = {}
-        super().__init__(clients, topics, group)
+        super().__init__(clients, identities, topics, group)
         self.commits = NoCommits(self._share, clients.options.commit_interval)
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -98,8 +96,15 @@ class TransactionalIntake(Intake):
 class TransactionalSubscription(KafkaSubscription):
     """See :class:`reliable_mq.adapter.TransactionalSubscription` for what it promises."""
 
-    def __init__(self, clients: Clients, topics: Sequence[str], group: str, prefetch: int) -> None:
-        super().__init__(clients, topics, group, prefetch)
+    def __init__(
+        self,
+        clients: Clients,
+        identities: Identities,
+        topics: Sequence[str],
+        group: str,
+        prefetch: int,
+    ) -> None:
+        super().__init__(clients, identities, topics, group, prefetch)
         # A group's name has no dot: a permission for the prefix `{group}.` fits no other group.
         self._transactions = Transactions(clients, f"{group}.{topics[0]}.{uuid.uuid4().hex}")
         self._settle_at = 0.0
@@ -115,7 +120,7 @@ class TransactionalSubscription(KafkaSubscription):
     def _join(self) -> Intake:
         """As before; what an earlier transaction has left open is undone first."""
         self._transactions.prepare(_PATIENCE)
-        return TransactionalIntake(self._clients, self._topics, self._group)
+        return TransactionalIntake(self._clients, self._identities, self._topics, self._group)
 
     def _settle(self) -> None:
         """Commit progress that has no outputs: markers of transactions at a partition's end."""
@@ -139,34 +144,40 @@ class TransactionalSubscription(KafkaSubscription):
 
     # --- committing ---
 
-    def commit(self, handled: Sequence[Handled]) -> Mapping[int, str]:
+    def commit(self, handled: Sequence[Handled]) -> Homeless:
         """See ``TransactionalSubscription.commit``."""
         intake = self._member()
         if intake is None:
             raise StaleDeliveryError("this subscription owns nothing")
         done = _by_partition(intake, handled)
         offsets = {one: _watermark(one, numbers) for one, numbers in done.items()}
-        refused = self._run(intake, handled, offsets)
-        if not refused:
+        homeless = self._run(intake, handled, offsets)
+        if not homeless:
             for one, numbers in done.items():
                 for number in numbers:
                     one.ack(number)
                 one.was_offered()
                 one.was_committed(offsets[one])
-        return refused
+        return homeless
+
+    def hold_back(self, partitions: Collection[str]) -> None:
+        """See ``TransactionalSubscription.hold_back``."""
+        intake = self._member()
+        if intake is not None:
+            intake.hold_back(partitions)
 
     def _run(
         self,
         intake: TransactionalIntake,
         handled: Sequence[Handled],
         offsets: Mapping[OwnedPartition, int],
-    ) -> Mapping[int, str]:
+    ) -> Homeless:
         member = intake.membership(offsets)
-        places = [TopicPartition(*one.place, offset) for one, offset in offsets.items()]
+        places = [one.commit_of(offset) for one, offset in offsets.items()]
         messages = [message for one in handled for message in one.outputs]
         origins = [index for index, one in enumerate(handled) for _ in one.outputs]
         try:
-            refused = self._transactions.run(messages, places, member)
+            homeless = self._transactions.run(messages, places, member)
         except FencedError as error:
             raise StaleDeliveryError(f"the group refused the offsets: {error}") from error
         except InDoubtError as error:
@@ -174,7 +185,7 @@ class TransactionalSubscription(KafkaSubscription):
             raise TransportError(
                 f"whether a transaction was committed is not known: {error}; the brokers are asked"
             ) from error
-        return {origins[index]: cause for index, cause in refused.items()}
+        return {origins[index]: outcome for index, outcome in homeless.items()}
 
     def _member(self) -> TransactionalIntake | None:
         intake = self._intake

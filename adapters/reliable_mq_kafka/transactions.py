@@ -13,32 +13,34 @@ Only a COMMIT that is not answered leaves it open whether the transaction is the
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
-from reliable_mq.adapter import Refused
-from reliable_mq.errors import ConfigurationError, ReliableMQError
+from reliable_mq.adapter import Refused, Unroutable
+from reliable_mq.errors import ReliableMQError, TransportError
 from reliable_mq.message import Message
 from reliable_mq_kafka.config import Clients
-from reliable_mq_kafka.errors import UNFIT, error_of, outcome_of, text_of, translate
+from reliable_mq_kafka.errors import ROUTE, UNFIT, error_of, outcome_of, text_of, translate
 from reliable_mq_kafka.health import Health
+from reliable_mq_kafka.membership import Membership
 from reliable_mq_kafka.records import KafkaRecord, headers_of
 
 log = logging.getLogger("reliable_mq.kafka")
 
-_MAGIC = b"CGMDv2:"
 _SERVE_EVERY = 100
 _LOOK_UP = 5.0
 _GRACE = 1.0
 """Seconds after its time is up in which a call of the client's may still return."""
+
+Homeless: TypeAlias = Mapping[int, Refused | Unroutable]
+"""Why messages, by position, cannot be stored."""
 
 _ALONE = {"batch_num_messages": 1, "max_in_flight_requests_per_connection": 1}
 
@@ -51,6 +53,8 @@ _NOT_A_MEMBER = frozenset(
     }
 )
 """The group has changed since its metadata was read."""
+
+_TIMED_OUT = frozenset({KafkaError._TIMED_OUT, KafkaError._MSG_TIMED_OUT})
 
 _FOLLOWS = frozenset(
     {
@@ -69,38 +73,6 @@ class FencedError(Exception):
 
 class InDoubtError(Exception):
     """Whether the transaction was committed is not known; its cause says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Membership:
-    """A member of a group in one generation, as the client's group metadata tells it."""
-
-    metadata: bytes
-    generation: int
-    member: str
-
-    @property
-    def is_valid(self) -> bool:
-        """Tell whether the brokers check it: offsets from nobody in particular they just take."""
-        return self.generation >= 0 and bool(self.member)
-
-
-def membership(metadata: bytes) -> Membership:
-    """Read what ``Consumer.consumer_group_metadata`` has returned.
-
-    The client offers it as bytes only. A form that is not known is an error: without a look at
-    it nobody could tell a member from a stranger, whose offsets are not fenced.
-    """
-    at = len(_MAGIC)
-    # Magic, generation, and the names of group and member, each with a zero at its end.
-    names = metadata[at + 4 :].split(b"\0", 2)
-    if not metadata.startswith(_MAGIC) or len(names) < 3:
-        raise ConfigurationError(
-            "this version of confluent-kafka has group metadata of an unknown form: "
-            "guarantee 'exactly-once' needs another one"
-        )
-    generation = int.from_bytes(metadata[at : at + 4], sys.byteorder, signed=True)
-    return Membership(metadata, generation, names[1].decode("utf-8", "replace"))
 
 
 class Transactions:
@@ -153,9 +125,13 @@ class Transactions:
         """Let go of a producer. What it left open is undone by the next, or by a time-out."""
         producer, self._producer = self._producer, None
         self._is_ready = False
-        if producer is not None:
+        if producer is None:
+            return
+        try:
             producer.purge()
             self._serve(producer)
+        except Exception as error:  # noqa: BLE001 - why it is let go of matters more
+            log.debug("%s: a producer that is let go of: %r", self._id, error)
 
     def close(self) -> None:
         """Let go of the producer; nothing is open."""
@@ -177,20 +153,20 @@ class Transactions:
 
     def run(
         self, messages: Sequence[Message], offsets: Sequence[TopicPartition], member: Membership
-    ) -> Mapping[int, str]:
+    ) -> Homeless:
         """Store *messages* and *offsets*; bounded to a few times the transaction's time-out.
 
-        Returns nothing once it is committed, or the causes why messages, by position, are
-        refused for good. Raises :class:`FencedError` or an error of the library where nothing
-        was stored, :class:`InDoubtError` where that is not known.
+        Returns nothing once it is committed, or the outcomes of messages, by position, that are
+        refused for good or have no topic. Raises :class:`FencedError` or an error of the library
+        where nothing was stored, :class:`InDoubtError` where that is not known.
         """
-        refused = self._run(messages, offsets, member)
-        if refused and len(messages) > 1:
+        homeless = self._run(messages, offsets, member)
+        if len(messages) > 1 and any(one.code() in UNFIT for one in self._failures.values()):
             # Brokers refuse a whole request, though one message of it may be the reason, or
             # none: then it was too many together.
             with self._requests_of_one():
-                refused = self._run(messages, offsets, member)
-        return refused
+                homeless = self._run(messages, offsets, member)
+        return homeless
 
     @contextmanager
     def _requests_of_one(self) -> Iterator[None]:
@@ -204,7 +180,7 @@ class Transactions:
 
     def _run(
         self, messages: Sequence[Message], offsets: Sequence[TopicPartition], member: Membership
-    ) -> Mapping[int, str]:
+    ) -> Homeless:
         deadline = time.monotonic() + self._clients.options.transaction_timeout
         self.prepare(deadline - time.monotonic())
         producer = self._producer
@@ -218,10 +194,16 @@ class Transactions:
             self._send_offsets(producer, offsets, member, deadline)
         except KafkaException as error:
             return self._undo(messages, error)
+        except Exception as error:
+            # Nobody knows where this producer is now; its successor undoes what is open.
+            self._drop()
+            raise TransportError(f"{self._doing}: {error!r}") from error
         return self._commit(producer, messages, deadline)
 
     def _produce(self, producer: Producer, messages: Sequence[Message], deadline: float) -> None:
-        self._look_up(producer, {message.topic for message in messages})
+        self._look_up(producer, messages)
+        if self._failures:
+            return
         for index, message in enumerate(messages):
             self._hand_over(producer, index, message, deadline)
             if not index % _SERVE_EVERY:
@@ -264,13 +246,17 @@ class Transactions:
                 KafkaError(KafkaError._TIMED_OUT, "the offsets were not answered")
             ) from None
 
-    def _look_up(self, producer: Producer, topics: set[str]) -> None:
+    def _look_up(self, producer: Producer, messages: Sequence[Message]) -> None:
         """Ask for topics that are new to this producer: it learns of them late by itself."""
-        for topic in topics - self._known:
-            found = producer.list_topics(topic, timeout=_LOOK_UP).topics[topic]
-            if found.error is not None:
-                raise KafkaException(KafkaError(found.error.code(), f"topic {topic!r}"))
-            self._known.add(topic)
+        for topic in {message.topic for message in messages} - self._known:
+            error = producer.list_topics(topic, timeout=_LOOK_UP).topics[topic].error
+            if error is None:
+                self._known.add(topic)
+            elif error.code() in ROUTE:
+                places = (index for index, one in enumerate(messages) if one.topic == topic)
+                self._failures.update(dict.fromkeys(places, error))
+            else:
+                raise KafkaException(KafkaError(error.code(), f"topic {topic!r}"))
 
     def _hand_over(self, producer: Producer, index: int, message: Message, deadline: float) -> None:
         while True:
@@ -287,7 +273,7 @@ class Transactions:
                     raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "queue full")) from None
                 producer.poll(0.05)
             except KafkaException as error:
-                if error_of(error).code() not in UNFIT:
+                if error_of(error).code() not in UNFIT | ROUTE:
                     raise
                 self._failures[index] = error_of(error)
                 return
@@ -298,9 +284,7 @@ class Transactions:
         if error is not None and error.code() not in _FOLLOWS:
             self._failures[index] = error
 
-    def _commit(
-        self, producer: Producer, messages: Sequence[Message], deadline: float
-    ) -> Mapping[int, str]:
+    def _commit(self, producer: Producer, messages: Sequence[Message], deadline: float) -> Homeless:
         # With some time of its own: to be in doubt is dear.
         deadline = max(deadline, time.monotonic() + self._clients.timeout)
         try:
@@ -310,31 +294,58 @@ class Transactions:
                 return self._undo(messages, error)
             self._drop()
             raise InDoubtError(text_of(error_of(error))) from error
+        except Exception as error:
+            self._drop()
+            raise InDoubtError(repr(error)) from error
         self._health.recovered()
         return {}
 
     # --- when it fails ---
 
-    def _undo(self, messages: Sequence[Message], error: KafkaException | None) -> Mapping[int, str]:
-        """Abort; return which messages are refused for good, or raise what it was."""
+    def _undo(self, messages: Sequence[Message], error: KafkaException | None) -> Homeless:
+        """Abort; return which messages have no place, or raise what it was."""
+        homeless = self._homeless(messages)
+        if not homeless and self._may_lack_a_topic(error):
+            homeless = self._missing(messages)
         failures = self._failures
         self._abort()
-        refused = {
-            index: f"output refused: {outcome.cause}"
-            for index, found in failures.items()
-            if isinstance(outcome := outcome_of(found, messages[index].topic), Refused)
-        }
-        if refused:
-            return refused
+        self._known.difference_update(messages[index].topic for index in failures)
+        if homeless:
+            return homeless
         if failures:
             index, found = next(iter(failures.items()))
-            self._known.discard(messages[index].topic)
             raise self._translated(found, messages[index].topic) from error
         assert error is not None  # noqa: S101 - one of the two
         found = error_of(error)
         if found.code() in _NOT_A_MEMBER:
             raise FencedError(text_of(found)) from error
         raise self._translated(found, None) from error
+
+    def _homeless(self, messages: Sequence[Message]) -> Homeless:
+        return {
+            index: outcome
+            for index, found in self._failures.items()
+            if isinstance(outcome := outcome_of(found, messages[index].topic), Refused | Unroutable)
+        }
+
+    def _may_lack_a_topic(self, error: KafkaException | None) -> bool:
+        """Tell whether a topic that was deleted meanwhile may be the reason, without its name.
+
+        The client may try one until the time is up (``rd_kafka_txn_handle_AddPartitionsToTxn``).
+        """
+        errors = [*self._failures.values(), *([] if error is None else [error_of(error)])]
+        return any(one.code() in ROUTE | _TIMED_OUT for one in errors)
+
+    def _missing(self, messages: Sequence[Message]) -> Homeless:
+        """Return which outputs have no topic now."""
+        if self._producer is None:
+            return {}
+        self._known.clear()
+        try:
+            self._look_up(self._producer, messages)
+        except KafkaException as failed:
+            log.debug("%s cannot look topics up: %s", self._id, text_of(error_of(failed)))
+        return self._homeless(messages)
 
     def _translated(self, error: KafkaError, topic: str | None) -> ReliableMQError:
         self._health.raise_if_refused(self._doing)
@@ -349,8 +360,8 @@ class Transactions:
         deadline = time.monotonic() + self._clients.options.transaction_timeout
         try:
             self._repeat(producer.abort_transaction, deadline)
-        except KafkaException as error:
-            log.debug("%s cannot abort: %s", self._id, text_of(error_of(error)))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is not undone
+            log.debug("%s cannot abort: %r", self._id, error)
             self._drop()
 
     def _repeat(self, call: Callable[[float], None], deadline: float) -> None:

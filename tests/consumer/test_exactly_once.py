@@ -20,9 +20,10 @@ from reliable_mq import (
     RetryPolicy,
     Settings,
 )
-from reliable_mq.consumer import exactly_once
+from reliable_mq.consumer import exactly_once, exactly_once_group
 from reliable_mq.settings import DeadLetterSettings
 from reliable_mq.testing import Harness
+from reliable_mq.testing.contract.messages import one_key_per_partition
 
 DLQ = "numbers.tests.dlq"
 ENOUGH = 60.0
@@ -245,6 +246,34 @@ def test_an_output_that_is_refused_for_good_fails_its_own_delivery_alone(
     assert bodies(entered) == [1, 9]
     (letter,) = entered.published(DLQ)
     assert "'closed' refuses" in str(letter.headers["reliable-mq-origin-cause"])
+
+
+def test_an_output_without_a_topic_stops_its_own_partition_until_the_topic_is_there(
+    mq: ReliableMQ, harness: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exactly_once_group, "WITHOUT_TOPIC", 0.02)
+    mq.topic("pairs", int, partitions=2)
+    calls: list[int] = []
+
+    @mq.handler("pairs", guarantee="exactly-once")
+    def square(number: int) -> None:
+        calls.append(number)
+        mq.publish("later" if number == 2 else "squares", number**2)
+
+    entered = harness()
+    stopped, other = one_key_per_partition(2)
+    for number in (1, 2, 3):
+        mq.publish_direct("pairs", number, key=stopped)
+        mq.publish_direct("pairs", 10 * number, key=other)
+    with mq.running():
+        found = {1, 100, 400, 900}
+        assert entered.broker.wait_for(lambda: set(bodies(entered)) == found, ENOUGH)
+        assert entered.broker.lag("pairs", "tests") == 2
+        mq.topic("later", int, partitions=1)
+        mq.declare()
+        assert entered.broker.wait_for(lambda: bodies(entered, "later") == [4], ENOUGH)
+        assert entered.broker.wait_for(lambda: bodies(entered)[-1] == 9, ENOUGH)
+    assert sorted(calls) == [1, 2, 3, 10, 20, 30], "what was kept was stored, not made again"
 
 
 def test_a_dead_letter_that_is_refused_is_not_stepped_over(

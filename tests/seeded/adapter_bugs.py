@@ -6,6 +6,8 @@ from tests.seeded.bug import Bug, Edit, bug
 
 _PARTITIONS = "reliable_mq_kafka/partitions.py"
 _STARTS = "reliable_mq_kafka/starts.py"
+_IDENTITIES = "adapters/kafka/test_identities.py::"
+_RECREATED = "adapters/kafka/test_recreated_topics.py::"
 _AS_IT_LIKES = "TopicPartition(*place, OFFSET_INVALID)"
 _TAGS = "reliable_mq_rabbitmq/tags.py"
 _RUNS = "reliable_mq_rabbitmq/runs.py"
@@ -53,6 +55,101 @@ BUGS: tuple[Bug, ...] = (
             "[exactly-once]",
         ),
         servers=("kafka",),
+    ),
+    bug(
+        "Kafka: an output without a topic is the fault of its whole transaction",
+        "reliable_mq_kafka/transactions.py",
+        "isinstance(outcome := outcome_of(found, messages[index].topic), Refused | Unroutable)",
+        "isinstance(outcome := outcome_of(found, messages[index].topic), Refused)",
+        "adapters/kafka/test_transactions.py::test_an_output_without_a_topic_is_named_and_"
+        "nothing_is_stored_until_the_topic_is_there",
+        "adapters/kafka/test_transactions.py::test_an_output_whose_topic_was_deleted_meanwhile_is_"
+        "named_and_stored_once_it_is_back[undone_at_once]",
+        servers="kafka",
+    ),
+    bug(
+        "Kafka: an unforeseen error of a commit is taken for one that stored nothing",
+        "reliable_mq_kafka/transactions.py",
+        "            raise InDoubtError(repr(error)) from error\n",
+        "            raise TransportError(repr(error)) from error\n",
+        "adapters/kafka/test_transactions.py::test_what_nobody_foresees_from_the_commit_leaves_it_"
+        "to_the_brokers_what_is_stored",
+        servers="kafka",
+    ),
+    bug(
+        "Kafka: what an exactly-once consumer wants no more of is read all the same",
+        "reliable_mq_kafka/steering.py",
+        "            one.held_back = one.name in names\n",
+        "            one.held_back = False\n",
+        "contract/test_kafka.py::TestKafkaContract::"
+        "test_what_is_held_back_takes_no_room_and_comes_when_it_is_wanted_again",
+        servers="kafka",
+    ),
+    bug(
+        "Kafka: a topic that was made anew is taken for the former one",
+        _PARTITIONS,
+        "        if known in former and log != self.signed:\n",
+        "        if False:\n",
+        _RECREATED + "test_a_topic_that_is_made_anew_is_read_from_its_beginning[exactly-once-250]",
+        _RECREATED + "test_a_topic_that_is_made_anew_is_read_from_its_beginning[at-least-once-20]",
+        servers="kafka",
+    ),
+    bug(
+        "Kafka: a topic with another id than that of the commit is read from its beginning",
+        _PARTITIONS,
+        "        if known in former and log != self.signed:\n",
+        "        if known and log and known != log:\n",
+        "adapters/kafka/test_partitions.py::"
+        "test_another_id_of_which_nobody_knows_that_it_is_the_newer_says_nothing",
+    ),
+    bug(
+        "Kafka: what a topic was before the ownership is taken for what is read",
+        _PARTITIONS,
+        "        if asked_at > self._since:\n",
+        "        if True:\n",
+        "adapters/kafka/test_partitions.py::"
+        "test_what_a_topic_was_before_the_ownership_says_nothing_of_what_is_read",
+    ),
+    bug(
+        "Kafka: what was done of a topic elsewhere is taken for done",
+        _STARTS,
+        "            if signed in (None, now):\n",
+        "            if True:\n",
+        _RECREATED + "test_an_offset_of_a_topic_elsewhere_counts_and_what_was_done_behind_it_does_"
+        "not[False]",
+        servers="kafka",
+    ),
+    bug(
+        "Kafka: a broker that is late with its news makes a topic new",
+        "reliable_mq_kafka/identities.py",
+        "        if log != before:\n",
+        "        if False:\n",
+        _IDENTITIES + "test_an_older_answer_that_comes_after_a_newer_one_changes_nothing",
+        _IDENTITIES + "test_while_a_new_id_is_in_doubt_nothing_is_told_of_the_topic",
+    ),
+    bug(
+        "Kafka: the ids of another cluster are taken for those of new topics",
+        "reliable_mq_kafka/identities.py",
+        "        if cluster and self._cluster and cluster != self._cluster:\n",
+        "        if False:\n",
+        _IDENTITIES + "test_another_cluster_at_the_same_addresses_has_other_ids_for_the_same_"
+        "topics",
+    ),
+    bug(
+        "Kafka: a commit for the former topic is taken for one of the new",
+        _PARTITIONS,
+        "        self._late = True\n",
+        "",
+        "adapters/kafka/test_partitions.py::"
+        "test_nothing_of_another_log_is_skipped_and_the_commit_goes_back_to_its_beginning",
+    ),
+    bug(
+        "Kafka: that a log ends before what was read of it is not noticed",
+        _PARTITIONS,
+        "            self._ended_early, self._ended_at = offset, now\n",
+        "            pass\n",
+        "adapters/kafka/test_partitions.py::"
+        "test_without_ids_a_log_that_ends_early_is_not_read_from_its_beginning",
     ),
     bug(
         "RabbitMQ: a multiple acknowledgement covers an unfinished one",

@@ -13,6 +13,7 @@ _SCHEDULER = "reliable_mq/consumer/scheduler.py"
 _BATCHES = "reliable_mq/consumer/batches.py"
 _FAILURES = "reliable_mq/consumer/failures.py"
 _LANES = "reliable_mq/consumer/lanes.py"
+_LEDGER = "reliable_mq/consumer/ledger.py"
 _APP = "reliable_mq/app.py"
 
 _HANDLING = "consumer/test_handling.py::"
@@ -316,5 +317,44 @@ BUGS = (
         "",
         "consumer/test_scheduler.py::"
         "test_the_row_that_follows_in_its_key_is_in_hand_and_the_first_one_no_more",
+    ),
+    bug(
+        "exactly once: an output without a topic is tried again with everything else",
+        _LEDGER,
+        "line.completion is None or line.not_before > now",
+        "line.completion is None",
+        "consumer/test_ledger.py::test_what_is_postponed_keeps_back_its_own_partition_alone",
+    ),
+    bug(
+        "exactly once: one partition that waits takes the room of all",
+        _LEDGER,
+        "        return is_stuck and count >= most\n",
+        "        return False\n",
+        "consumer/test_ledger.py::"
+        "test_where_there_is_no_room_left_every_partition_that_does_not_go_on_is_held_back",
+    ),
+    bug(
+        "exactly once: after an outage a partition waits as long as it was tried in vain",
+        _LEDGER,
+        "        return max(took, PENALTY) if is_its_own_fault else PENALTY\n",
+        "        return max(took, PENALTY)\n",
+        "consumer/test_ledger.py::"
+        "test_after_an_outage_no_partition_waits_as_long_as_it_was_tried_in_vain",
+    ),
+    bug(
+        "exactly once: a partition that fails again and again gets most of the time",
+        _LEDGER,
+        "        return max(took, PENALTY) if is_its_own_fault else PENALTY\n",
+        "        return PENALTY\n",
+        "consumer/test_ledger.py::"
+        "test_a_partition_that_fails_again_while_others_do_not_waits_as_long_as_it_took",
+    ),
+    bug(
+        "exactly once: a transaction that failed is made again as it was",
+        _LEDGER,
+        "            self._limits[place[0]] = max(1, count // 2)\n",
+        "",
+        "consumer/test_ledger.py::"
+        "test_after_a_failure_each_partition_comes_alone_and_with_half_of_it",
     ),
 )

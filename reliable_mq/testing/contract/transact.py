@@ -12,8 +12,10 @@ from reliable_mq.adapter import (
     Adapter,
     Handled,
     Received,
+    Refused,
     TransactionalAdapter,
     TransactionalSubscription,
+    Unroutable,
 )
 from reliable_mq.errors import StaleDeliveryError, TransportError
 from reliable_mq.testing.contract.base import (
@@ -22,14 +24,23 @@ from reliable_mq.testing.contract.base import (
     ContractBase,
     Declare,
     OpenReader,
+    fresh_name,
     require_capability,
     send,
 )
-from reliable_mq.testing.contract.messages import message, numbered, numbers_of
+from reliable_mq.testing.contract.messages import (
+    message,
+    numbered,
+    numbers_of,
+    one_key_per_partition,
+)
 from reliable_mq.testing.contract.readers import Reader
 from reliable_mq.testing.contract.waiting import wait_for
 
 OpenTransactional: TypeAlias = Callable[[str], tuple[Reader, TransactionalSubscription]]
+
+
+PREFETCH = 50
 
 
 class TransactContract(ContractBase):
@@ -42,7 +53,7 @@ class TransactContract(ContractBase):
 
         def make(topic: str) -> tuple[Reader, TransactionalSubscription]:
             opened = cast(TransactionalAdapter, adapter)
-            subscription = opened.subscribe_transactional([topic], GROUP, prefetch=500)
+            subscription = opened.subscribe_transactional([topic], GROUP, prefetch=PREFETCH)
             reader = Reader(subscription, quiet=self.quiet)
             resources.callback(reader.close)
             wait_for(lambda: _is_served(reader), "a coordinator of transactions")
@@ -102,10 +113,54 @@ class TransactContract(ContractBase):
         large = message(target, bytes(2 * context().max_message_bytes))
         refused = subscription.commit([handled[0], Handled(handled[1].delivery, [large])])
         assert list(refused) == [1]
+        assert isinstance(refused[1], Refused)
         consumer.close()
         heir, _ = transactional(source)
         assert numbers_of(heir.take_only(3)) == [0, 1, 2]
         reader(target).assert_nothing_more()
+
+    def test_an_output_without_a_topic_is_named_and_the_others_can_be_committed(
+        self,
+        adapter: Adapter,
+        declare: Declare,
+        reader: OpenReader,
+        transactional: OpenTransactional,
+    ) -> None:
+        source, target, nowhere = declare(partitions=1), declare(partitions=1), fresh_name("none")
+        send(adapter, numbered(source, range(3)))
+        consumer, subscription = transactional(source)
+        taken = consumer.take(3)
+        first, (second,), (third,) = (
+            _copied(taken[:1], target),
+            _copied(taken[1:2], nowhere),
+            _copied(taken[2:], target),
+        )
+        homeless = subscription.commit([*first, second, third])
+        assert list(homeless) == [1]
+        assert isinstance(homeless[1], Unroutable)
+        assert subscription.commit(first) == {}
+        consumer.close()
+        assert numbers_of(reader(target).take_only(1)) == [0]
+        heir, _ = transactional(source)
+        assert numbers_of(heir.take_only(2)) == [1, 2]
+
+    def test_what_is_held_back_takes_no_room_and_comes_when_it_is_wanted_again(
+        self, adapter: Adapter, declare: Declare, transactional: OpenTransactional
+    ) -> None:
+        source = declare(partitions=2)
+        stuck, other = one_key_per_partition(2)
+        send(adapter, numbered(source, range(PREFETCH), key=stuck))
+        consumer, subscription = transactional(source)
+        (name,) = {one.partition for one in consumer.take(PREFETCH)}
+        subscription.hold_back([name])
+        send(adapter, numbered(source, range(PREFETCH), key=stuck))
+        send(adapter, numbered(source, range(PREFETCH), key=other))
+        came = consumer.take_only(PREFETCH)
+        assert name not in {one.partition for one in came}
+        assert subscription.commit([Handled(one) for one in came]) == {}
+        subscription.hold_back([])
+        subscription.commit([Handled(one) for one in consumer.held if one.partition == name])
+        assert {one.partition for one in consumer.take_only(PREFETCH)} == {name}
 
 
 def _is_served(reader: Reader) -> bool:

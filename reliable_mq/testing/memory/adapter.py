@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 
 from reliable_mq.adapter import (
@@ -14,8 +14,10 @@ from reliable_mq.adapter import (
     Handled,
     Outcome,
     Received,
+    Refused,
     TopicSpec,
     Unknown,
+    Unroutable,
 )
 from reliable_mq.errors import ConfigurationError, StaleDeliveryError, TransportError
 from reliable_mq.message import Message
@@ -54,11 +56,15 @@ class MemorySubscription:
         if not self._closed:
             self._broker.ack(self._member, deliveries)
 
-    def commit(self, handled: Sequence[Handled]) -> Mapping[int, str]:
+    def commit(self, handled: Sequence[Handled]) -> Mapping[int, Refused | Unroutable]:
         """See ``TransactionalSubscription.commit``."""
         if self._closed:
             raise StaleDeliveryError("this subscription is closed")
         return self._broker.commit(self._member, handled, self._limit)
+
+    def hold_back(self, partitions: Collection[str]) -> None:
+        """See ``TransactionalSubscription.hold_back``."""
+        self._broker.hold_back(self._member, partitions)
 
     def flush(self) -> None:
         """Raise where a loss is to be reported; else what was acknowledged is applied already."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import ClassVar
 
 from reliable_mq import wire
@@ -186,21 +186,28 @@ class MemoryBroker:
         with self._changed:
             return bool(member.lost)
 
-    def commit(self, member: Member, handled: Sequence[Handled], limit: int) -> Mapping[int, str]:
+    def commit(
+        self, member: Member, handled: Sequence[Handled], limit: int
+    ) -> Mapping[int, Refused | Unroutable]:
         """See ``TransactionalSubscription.commit``. Told faults of publishes do not apply."""
         with self._changed:
             self._check_up()
             for one in handled:
                 if _epoch(member.owned, one.delivery.partition) != one.delivery.epoch:
                     raise StaleDeliveryError(f"{one.delivery.partition} is not owned any more")
-            refused = self._refused_outputs(handled, limit)
-            if not refused:
+            homeless = self._homeless_outputs(handled, limit)
+            if not homeless:
                 for message in (message for one in handled for message in one.outputs):
                     self._store(message)
                 for one in handled:
                     self._logs.ack(member, one.delivery)
                 self._changed.notify_all()
-            return refused
+            return homeless
+
+    def hold_back(self, member: Member, partitions: Collection[str]) -> None:
+        """Give *member* nothing more of *partitions*."""
+        with self._changed:
+            member.held_back = frozenset(partitions)
 
     def release(self, member: Member, deliveries: Sequence[Received]) -> None:
         """Take the partitions of *deliveries* from *member*, where it owns them under the epoch."""
@@ -245,25 +252,33 @@ class MemoryBroker:
     def _decide(self, message: Message, limit: int, blocked: bool) -> tuple[Outcome, bool]:
         if self._is_down:
             return Unknown("the memory broker is down"), False
-        if len(message.body) > limit:
-            return Refused(f"the body has {len(message.body)} bytes, the limit is {limit}"), False
-        if message.topic in self._refused:
-            return Refused(f"topic {message.topic!r} refuses messages, as told"), False
-        if message.topic not in self._logs:
-            return Unroutable(f"topic {message.topic!r} does not exist"), False
+        obstacle = self._obstacle(message, limit)
+        if obstacle is not None:
+            return obstacle, False
         if blocked:
             return Unknown("an earlier message of this key was not stored"), False
         if self._unknown:
             return Unknown("the memory broker lost the reply, as told"), self._unknown.pop(0)
         return SENT, True
 
-    def _refused_outputs(self, handled: Sequence[Handled], limit: int) -> dict[int, str]:
-        refused: dict[int, str] = {}
+    def _obstacle(self, message: Message, limit: int) -> Refused | Unroutable | None:
+        if len(message.body) > limit:
+            return Refused(f"the body has {len(message.body)} bytes, the limit is {limit}")
+        if message.topic in self._refused:
+            return Refused(f"topic {message.topic!r} refuses messages, as told")
+        if message.topic not in self._logs:
+            return Unroutable(f"topic {message.topic!r} does not exist")
+        return None
+
+    def _homeless_outputs(
+        self, handled: Sequence[Handled], limit: int
+    ) -> dict[int, Refused | Unroutable]:
+        found: dict[int, Refused | Unroutable] = {}
         for index, message in ((i, m) for i, one in enumerate(handled) for m in one.outputs):
-            if len(message.body) > limit or message.topic in self._refused:
-                refused[index] = f"topic {message.topic!r} refuses an output"
-            self._logs.topic(message.topic)
-        return refused
+            outcome = self._obstacle(message, limit)
+            if outcome is not None:
+                found[index] = outcome
+        return found
 
     def _store(self, message: Message) -> None:
         self._published.append(message)

@@ -30,6 +30,7 @@ class Member:
     prefetch: int
     owned: dict[str, Cursor] = field(default_factory=dict)
     held: set[tuple[str, int]] = field(default_factory=set)
+    held_back: frozenset[str] = frozenset()
     lost: list[Lost] = field(default_factory=list)
     turn: int = 0
 
@@ -41,9 +42,14 @@ class Member:
                 self.lost.append(Lost(partition, cursor.epoch))
                 self.held -= {place for place in self.held if place[0] == partition}
 
+    @property
+    def room(self) -> int:
+        """How many more it may hold."""
+        return self.prefetch - sum(place[0] not in self.held_back for place in self.held)
+
     def in_turn(self) -> list[tuple[str, Cursor]]:
-        """Return what it owns, beginning with another partition each time."""
-        partitions = list(self.owned.items())
+        """Return what it owns and does not hold back, beginning with another each time."""
+        partitions = [one for one in self.owned.items() if one[0] not in self.held_back]
         self.turn += 1
         start = self.turn % len(partitions) if partitions else 0
         return partitions[start:] + partitions[:start]
@@ -230,7 +236,7 @@ class Logs:
     def take(self, member: Member, limit: int) -> Batch:
         """Return what *member* may have now."""
         lost, member.lost = member.lost, []
-        room = min(limit, member.prefetch - len(member.held))
+        room = min(limit, member.room)
         deliveries: list[Received] = []
         for partition, cursor in member.in_turn():
             for offset in cursor.read(max(0, room - len(deliveries))):

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from reliable_mq import ReliableMQ
 from reliable_mq.adapter import SENT
@@ -226,6 +227,13 @@ def read_all(bootstrap: str, topic: str, isolation: str) -> list[bytes]:
     finally:
         consumer.close()
     return found
+
+
+def delete(bootstrap: str, topic: str) -> None:
+    """Delete a topic; returns once the brokers do not know it any more."""
+    client = AdminClient({"bootstrap.servers": bootstrap})
+    client.delete_topics([topic], operation_timeout=30)[topic].result(60)
+    until(lambda: topic not in client.list_topics(timeout=30).topics, topic)
 
 
 def _ends(bootstrap: str, topic: str, isolation: str) -> list[int]:

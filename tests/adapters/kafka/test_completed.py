@@ -14,7 +14,7 @@ from reliable_mq.testing.contract.messages import numbers_of
 from reliable_mq.testing.contract.readers import Reader
 from reliable_mq_kafka import completed
 from reliable_mq_kafka.adapter import KafkaAdapter
-from reliable_mq_kafka.completed import ROOM, decode, encode
+from reliable_mq_kafka.completed import ROOM, decode, encode, log_of
 from reliable_mq_kafka.partitions import OwnedPartition
 from tests.adapters.kafka.conftest import GROUP, Declare, Open, Subscribe
 from tests.adapters.kafka.test_receiving import fill
@@ -22,6 +22,7 @@ from tests.brokers import Kafka
 from tests.conftest import OwnServer
 
 BEGIN = 1_000_000
+LOG = "x1/" + 19 * "+"
 
 
 @st.composite
@@ -69,6 +70,20 @@ def test_text_of_any_kind_is_read_as_runs_or_as_nothing(text: str | None) -> Non
 @pytest.mark.parametrize("text", ["rmq1:AAE", "rmq1:AQA", "rmq1:AQ", "rmq1:gA", "rmq1:!", "v2:AQE"])
 def test_a_text_that_cannot_be_meant_is_nothing(text: str) -> None:
     assert decode(text, BEGIN) == []
+
+
+@given(runs(), st.integers(0, 200))
+def test_the_id_of_the_topic_goes_along_where_it_has_room(found: list[range], room: int) -> None:
+    text = encode(found, BEGIN, room, LOG)
+    assert len(text) <= room
+    assert log_of(text) == (LOG if room >= len(f"rmq1:@{LOG}") else None)
+    kept = decode(text, BEGIN)
+    assert kept == found[: len(kept)]
+
+
+@pytest.mark.parametrize("text", [None, "", "rmq1:AQE", "rmq1:AQE@", "rmq1:@short", f"a@{LOG}"])
+def test_a_text_without_an_id_of_ours_names_no_topic(text: str | None) -> None:
+    assert log_of(text) is None
 
 
 # --- a partition --------------------------------------------------------------------------------

@@ -97,7 +97,8 @@ def intake(client: PlayedClient) -> Intake:
     clients: Any = SimpleNamespace(
         options=SimpleNamespace(commit_interval=60.0), member=lambda *_: client
     )
-    return Intake(clients, [TOPIC], "billing")
+    unknown: Any = SimpleNamespace(looks=0, of=lambda _: None)
+    return Intake(clients, unknown, [TOPIC], "billing")
 
 
 def offsets(intake: Intake) -> list[tuple[str, int]]:
@@ -133,3 +134,15 @@ def test_what_is_read_after_an_assignment_is_taken(client: PlayedClient, intake:
 
     client.steps = [assigned, lambda: [Record(0, 6)], lambda: [Record(0, 7)]]
     assert [offsets(intake) for _ in range(3)] == [[], [("orders/0", 6)], [("orders/0", 7)]]
+
+
+def test_a_member_that_could_not_take_in_what_was_read_reads_nothing_more(
+    client: PlayedClient, intake: Intake
+) -> None:
+    def fails() -> Sequence[Record]:
+        raise ValueError("unforeseen")
+
+    client.steps = [fails]
+    with pytest.raises(ValueError, match="unforeseen"):
+        intake.pull(100, 0.0)
+    assert intake.broken

@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-import struct
 import threading
 import time
 from contextlib import ExitStack
 from functools import partial
 
 import pytest
-from confluent_kafka import KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from reliable_mq.adapter import (
     SENT,
     Handled,
     Received,
+    Refused,
     TopicSpec,
     TransactionalSubscription,
+    Unroutable,
 )
 from reliable_mq.errors import (
-    ConfigurationError,
     StaleDeliveryError,
     TransportError,
 )
+from reliable_mq.message import Message
 from reliable_mq.testing.contract.base import fresh_name
 from reliable_mq.testing.contract.messages import message, numbered, numbers_of
 from reliable_mq.testing.contract.waiting import wait_for
 from reliable_mq_kafka import config
 from reliable_mq_kafka.adapter import KafkaAdapter
+from reliable_mq_kafka.errors import error_of
+from reliable_mq_kafka.membership import Membership
 from reliable_mq_kafka.transactional import TransactionalIntake
-from reliable_mq_kafka.transactions import FencedError, Membership, Transactions, membership
+from reliable_mq_kafka.transactions import FencedError, Homeless, Transactions
 from tests.adapters.kafka.conftest import Declare, Open
-from tests.adapters.kafka.copying import read_all
+from tests.adapters.kafka.copying import delete, read_all
 
 INPUTS = 3
 
@@ -54,11 +57,14 @@ class Copier:
         wait_for(enough, f"{count} deliveries")
         return taken
 
-    def commit(self, taken: list[Received], target: str | None = None) -> None:
-        handled = [
-            Handled(one, numbered(target or self._target, numbers_of([one]))) for one in taken
-        ]
-        assert not self.subscription.commit(handled)
+    def commit(self, taken: list[Received]) -> None:
+        assert not self.try_to_commit(taken, [self._target] * len(taken))
+
+    def try_to_commit(self, taken: list[Received], targets: list[str]) -> Homeless:
+        """Store one output each in *targets*."""
+        pairs = zip(taken, targets, strict=True)
+        outputs = [Handled(one, numbered(target, numbers_of([one]))) for one, target in pairs]
+        return self.subscription.commit(outputs)
 
     @property
     def intake(self) -> TransactionalIntake:
@@ -106,6 +112,14 @@ def outputs(place: str, topic: str) -> list[int]:
 
 
 # --- fencing --------------------------------------------------------------------------------------
+
+
+def test_the_membership_is_that_of_the_client(copier: MakeCopier) -> None:
+    owner = copier()
+    owner.take()
+    found = owner.member()
+    assert found.member == owner.intake._consumer.memberid()
+    assert found.generation > 0
 
 
 def lapsed(copier: MakeCopier) -> tuple[Copier, list[Received], Membership]:
@@ -222,23 +236,143 @@ def test_offsets_that_the_client_does_not_return_from_are_undone_and_stored_by_a
     assert outputs(place, copier.target) == list(range(INPUTS))
 
 
+class FailsToProduce(Producer):
+    def produce(self, *args: object, **options: object) -> None:
+        raise ValueError("unforeseen")
+
+
+class FailsToSendOffsets(Producer):
+    def send_offsets_to_transaction(self, *args: object) -> None:
+        super().send_offsets_to_transaction(*args)  # type: ignore[arg-type]
+        raise RuntimeError("unforeseen")
+
+
+@pytest.mark.parametrize("kind", [FailsToProduce, FailsToSendOffsets])
+def test_what_nobody_foresees_before_the_commit_is_undone_and_stored_by_a_new_producer(
+    copier: MakeCopier, place: str, monkeypatch: pytest.MonkeyPatch, kind: type[Producer]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(config, "Producer", kind)
+        owner = copier()
+        taken = owner.take()
+        with pytest.raises(TransportError, match="unforeseen"):
+            owner.commit(taken)
+    assert not owner.intake.broken
+    owner.commit(taken)
+    assert outputs(place, copier.target) == list(range(INPUTS))
+
+
+class FailsOnceCommitted(Producer):
+    def commit_transaction(self, *args: object) -> None:
+        super().commit_transaction(*args)  # type: ignore[arg-type]
+        raise RuntimeError("unforeseen")
+
+    def purge(self, *args: object) -> None:
+        raise RuntimeError("gone")
+
+
+def test_what_nobody_foresees_from_the_commit_leaves_it_to_the_brokers_what_is_stored(
+    copier: MakeCopier, adapter: KafkaAdapter, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(config, "Producer", FailsOnceCommitted)
+        owner = copier()
+        taken = owner.take()
+        with pytest.raises(TransportError, match="is not known"):
+            owner.commit(taken)
+    (lost,) = owner.subscription.receive(100, 0.0).lost
+    assert (lost.partition, lost.epoch) == (taken[0].partition, taken[0].epoch)
+    assert adapter.publish(numbered(copier.source, [INPUTS]), 60.0) == [SENT]
+    assert numbers_of(owner.take(1)) == [INPUTS]
+    assert outputs(place, copier.target) == list(range(INPUTS))
+
+
 # --- outputs that have no place -------------------------------------------------------------------
 
 
-def test_an_output_without_a_topic_stores_nothing_until_the_topic_is_there(
+def assert_homeless(found: Homeless, positions: set[int], topic: str) -> None:
+    assert found.keys() == positions
+    for outcome in found.values():
+        assert isinstance(outcome, Unroutable)
+        assert topic in outcome.cause
+        assert "declare" in outcome.cause
+
+
+def test_an_output_without_a_topic_is_named_and_nothing_is_stored_until_the_topic_is_there(
     copier: MakeCopier, adapter: KafkaAdapter, place: str
 ) -> None:
     owner = copier()
     taken = owner.take()
     later = fresh_name("later")
+    targets = [copier.target, later, copier.target]
     for _ in range(2):
-        with pytest.raises(ConfigurationError, match=rf"{later}.*declare"):
-            owner.commit(taken, later)
+        assert_homeless(owner.try_to_commit(taken, targets), {1}, later)
         assert adapter.lag(copier.source, copier.group) == INPUTS
+        assert outputs(place, copier.target) == []
     adapter.declare([TopicSpec(name=later)], [])
-    owner.commit(taken, later)
-    assert outputs(place, later) == list(range(INPUTS))
+    assert not owner.try_to_commit(taken, targets)
+    assert (outputs(place, copier.target), outputs(place, later)) == ([0, 2], [1])
     assert adapter.lag(copier.source, copier.group) == 0
+
+
+def rank(topic: str) -> int:
+    """Return where the coordinator's answer has *topic*: it stems from a ``HashMap`` of Java's."""
+    value = 0
+    for letter in topic:
+        value = (31 * value + ord(letter)) & 0xFFFFFFFF
+    return (value ^ value >> 16) & 15
+
+
+def gone_and_kept(*, gone_first: bool) -> tuple[str, str]:
+    while True:
+        gone, kept = fresh_name("gone"), fresh_name("kept")
+        if rank(gone) != rank(kept) and (rank(gone) < rank(kept)) == gone_first:
+            return gone, kept
+
+
+@pytest.fixture
+def undone(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+    """The client's errors for which transactions were undone; None where single messages failed."""
+    found: list[int | None] = []
+    undo = Transactions._undo
+
+    def note(one: Transactions, messages: list[Message], error: KafkaException | None) -> Homeless:
+        found.append(None if error is None else error_of(error).code())
+        return undo(one, messages, error)
+
+    monkeypatch.setattr(Transactions, "_undo", note)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("gone_first", "told"),
+    [(True, KafkaError._TIMED_OUT), (False, KafkaError.UNKNOWN_TOPIC_OR_PART)],
+    ids=["tried_until_the_time_is_up", "undone_at_once"],
+)
+def test_an_output_whose_topic_was_deleted_meanwhile_is_named_and_stored_once_it_is_back(
+    copier: MakeCopier,
+    adapter: KafkaAdapter,
+    place: str,
+    undone: list[int | None],
+    *,
+    gone_first: bool,
+    told: int,
+) -> None:
+    owner = copier(query="session_timeout=6&transaction_timeout=3")
+    taken = owner.take()
+    # The client tries a partition again that the coordinator does not know, unless one that was
+    # not attempted because of it comes before it in the answer.
+    gone, kept = gone_and_kept(gone_first=gone_first)
+    adapter.declare([TopicSpec(name=gone), TopicSpec(name=kept)], [])
+    both = [*numbered(gone, [0]), *numbered(kept, [0])]
+    assert not owner.subscription.commit([Handled(taken[0], both)])
+    delete(place, gone)
+    assert_homeless(owner.try_to_commit(taken[1:], [gone, kept]), {0}, gone)
+    assert undone == [told]
+    assert outputs(place, kept) == [0]
+    adapter.declare([TopicSpec(name=gone)], [])
+    assert not owner.try_to_commit(taken[1:], [gone, kept])
+    assert (outputs(place, gone), outputs(place, kept)) == ([1], [0, 2])
 
 
 def test_of_several_outputs_the_one_that_does_not_fit_is_named_and_none_is_stored(
@@ -253,49 +387,9 @@ def test_of_several_outputs_the_one_that_does_not_fit_is_named_and_none_is_store
     ]
     refused = owner.subscription.commit(handled)
     assert refused.keys() == {1}
-    assert "max.message.bytes" in refused[1]
+    assert isinstance(refused[1], Refused)
+    assert "max.message.bytes" in refused[1].cause
     assert read_all(place, narrow, "read_committed") == []
     assert adapter.lag(copier.source, copier.group) == INPUTS
     assert not owner.subscription.commit([handled[0], Handled(taken[1]), handled[2]])
     assert read_all(place, narrow, "read_committed") == [b"1", b"3"]
-
-
-# --- who a member is ------------------------------------------------------------------------------
-
-
-def described(generation: int, member: str, group: str = "billing", rest: bytes = b"\0") -> bytes:
-    head = b"CGMDv2:" + struct.pack("=i", generation)
-    return head + group.encode() + b"\0" + member.encode() + b"\0" + rest
-
-
-def test_the_clients_group_metadata_tell_generation_and_member() -> None:
-    data = described(7, "reliable-mq-1234")
-    assert membership(data) == Membership(data, 7, "reliable-mq-1234")
-    assert membership(data).is_valid
-    assert membership(described(3, "m", rest=b"\1web-1\0")).member == "m"
-
-
-@pytest.mark.parametrize(("generation", "member"), [(-1, ""), (-1, "m"), (4, "")])
-def test_whoever_is_in_no_generation_is_no_member(generation: int, member: str) -> None:
-    # The brokers take the offsets of such a one without a look.
-    assert not membership(described(generation, member)).is_valid
-
-
-@pytest.mark.parametrize("data", [b"", b"CGMDv3:\0\0\0\0g\0m\0", described(1, "m")[1:]])
-def test_metadata_of_an_unknown_form_are_an_error(data: bytes) -> None:
-    with pytest.raises(ConfigurationError, match="exactly-once"):
-        membership(data)
-
-
-@pytest.mark.parametrize("end", [7, 9, 12, 20])
-def test_metadata_that_end_early_are_an_error(end: int) -> None:
-    with pytest.raises(ConfigurationError, match="exactly-once"):
-        membership(described(1, "member")[:end])
-
-
-def test_the_membership_is_that_of_the_client(copier: MakeCopier) -> None:
-    owner = copier()
-    owner.take()
-    found = owner.member()
-    assert found.member == owner.intake._consumer.memberid()
-    assert found.generation > 0
