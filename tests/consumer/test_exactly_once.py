@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -19,11 +19,13 @@ from reliable_mq import (
     ReliableMQ,
     RetryPolicy,
     Settings,
+    TransportError,
 )
 from reliable_mq.consumer import exactly_once, exactly_once_group
-from reliable_mq.settings import DeadLetterSettings
+from reliable_mq.settings import ConsumerSettings, DeadLetterSettings
 from reliable_mq.testing import Harness
 from reliable_mq.testing.contract.messages import one_key_per_partition
+from reliable_mq.testing.memory.adapter import MemorySubscription
 
 DLQ = "numbers.tests.dlq"
 ENOUGH = 60.0
@@ -274,6 +276,39 @@ def test_an_output_without_a_topic_stops_its_own_partition_until_the_topic_is_th
         assert entered.broker.wait_for(lambda: bodies(entered, "later") == [4], ENOUGH)
         assert entered.broker.wait_for(lambda: bodies(entered)[-1] == 9, ENOUGH)
     assert sorted(calls) == [1, 2, 3, 10, 20, 30], "what was kept was stored, not made again"
+
+
+def test_a_partition_that_does_not_go_on_is_held_back_though_the_broker_was_away_at_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prefetch = 8
+    consumer = ConsumerSettings(prefetch=prefetch)
+    mq = ReliableMQ(Settings(broker_url="memory://unused", group="tests", consumer=consumer))
+    mq.topic("squares", int, partitions=1)
+    mq.topic("pairs", int, partitions=2)
+    failed = threading.Event()
+    hold_back = MemorySubscription.hold_back
+
+    def fail_once(subscription: MemorySubscription, partitions: Collection[str]) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise TransportError("the broker is away")
+        hold_back(subscription, partitions)
+
+    monkeypatch.setattr(MemorySubscription, "hold_back", fail_once)
+
+    @mq.handler("pairs", guarantee="exactly-once")
+    def square(number: int) -> None:
+        mq.publish("squares" if number == 0 else "nowhere", number)
+
+    stopped, other = one_key_per_partition(2)
+    with Harness(mq) as entered:
+        for number in range(1, 1 + prefetch):
+            mq.publish_direct("pairs", number, key=stopped)
+        with mq.running():
+            assert failed.wait(ENOUGH)
+            mq.publish_direct("pairs", 0, key=other)
+            assert entered.broker.wait_for(lambda: bodies(entered) == [0], ENOUGH)
 
 
 def test_a_dead_letter_that_is_refused_is_not_stepped_over(
