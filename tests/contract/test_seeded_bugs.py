@@ -299,14 +299,30 @@ BUGS = {
     ),
     "outputs are stored although one of them is refused": Bug(
         """
-        refused = broker.MemoryBroker._refused_outputs
+        homeless = broker.MemoryBroker._homeless_outputs
         def too_late(self, handled, limit):
             for message in (message for one in handled for message in one.outputs):
                 self._store(message)
-            return refused(self, handled, limit)
-        broker.MemoryBroker._refused_outputs = too_late
+            return homeless(self, handled, limit)
+        broker.MemoryBroker._homeless_outputs = too_late
         """,
         "an_output_that_is_refused_keeps_everything_from_being_committed",
+    ),
+    "all outputs of a transaction are told to have no topic where one has none": Bug(
+        """
+        homeless = broker.MemoryBroker._homeless_outputs
+        def too_many(self, handled, limit):
+            found = homeless(self, handled, limit)
+            return {i: next(iter(found.values())) for i in range(len(handled))} if found else {}
+        broker.MemoryBroker._homeless_outputs = too_many
+        """,
+        "an_output_without_a_topic_is_named_and_the_others_can_be_committed",
+    ),
+    "what is held back is read and takes the room of others": Bug(
+        """
+        broker.MemoryBroker.hold_back = lambda self, member, partitions: None
+        """,
+        "what_is_held_back_takes_no_room_and_comes_when_it_is_wanted_again",
     ),
     "outputs of a lost ownership are stored": Bug(
         """
