@@ -23,6 +23,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.exc import DBAPIError, InterfaceError
 from typing_extensions import override
 
+from reliable_mq.store.arrays import of_blobs, of_texts
 from reliable_mq.store.dialects.base import (
     LASTING,
     Claimed,
@@ -120,8 +121,8 @@ class PostgreSQL(StoreDialect):
             "lock_timeout": str(max(1, round(lock_timeout * 1000))),
             "consumer_group": first["consumer_group"],
             "topic": first["topic"],
-            "ids": [row["message_id"] for row in rows],
-            "fingerprints": [row["fingerprint"] for row in rows],
+            "ids": of_texts(row["message_id"] for row in rows),
+            "fingerprints": of_blobs(row["fingerprint"] for row in rows),
             **{name: first[name] for name in TIMES if not isinstance(first[name], ColumnElement)},
         }
         new, _ = connection.execute(self._claims.of(inbox, first), values).one()

@@ -26,8 +26,9 @@ from sqlalchemy import (
     select,
     true,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy.dialects.postgresql import insert
 
+from reliable_mq.store.arrays import array
 from reliable_mq.store.dialects.claims import Expressions
 from reliable_mq.store.direct import Direct
 
@@ -39,9 +40,7 @@ _LOCK_TIMEOUT: ColumnElement[str] = literal_column("'lock_timeout'", String)
 def claim(inbox: Table, expressions: Expressions) -> Select[Any]:
     """Return the claim of any number of messages; it gives the ids of the new ones."""
     before, bounded = _bounds()
-    given = func.unnest(
-        bindparam("ids", type_=ARRAY(String)), bindparam("fingerprints", type_=ARRAY(LargeBinary))
-    )
+    given = func.unnest(array("ids", String()), array("fingerprints", LargeBinary()))
     items = given.table_valued(column("id", String), column("fingerprint", LargeBinary))
     items = items.render_derived("item")
     source = {

@@ -17,7 +17,6 @@ from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
     BigInteger,
     BindParameter,
     Column,
@@ -42,6 +41,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.selectable import TypedReturnsRows
 
+from reliable_mq.store.arrays import array, of_numbers
 from reliable_mq.store.dialects.base import is_ours
 from reliable_mq.store.direct import Direct, run
 from reliable_mq.store.outbox.in_flight import NOTHING_IN_FLIGHT, InFlight
@@ -182,7 +182,11 @@ class Reader:
         quotas = [self._quotas[slot] + in_flight.counts.get(slot, 0) for slot in slots]
         after = [in_flight.last.get(slot, _NONE) for slot in slots]
         if self._store.dialect.name == "postgresql":
-            return {"slots": list(slots), "quotas": quotas, "after": after}
+            return {
+                "slots": of_numbers(slots),
+                "quotas": of_numbers(quotas),
+                "after": of_numbers(after),
+            }
         return {
             name: value
             for slot, quota, last in zip(slots, quotas, after, strict=True)
@@ -203,9 +207,9 @@ class Reader:
         """For each slot a walk along the key's index, in one nested loop."""
         shares = (
             func.unnest(
-                bindparam("slots", type_=ARRAY(SmallInteger)),
-                bindparam("quotas", type_=ARRAY(Integer)),
-                bindparam("after", type_=ARRAY(BigInteger)),
+                array("slots", SmallInteger()),
+                array("quotas", Integer()),
+                array("after", BigInteger()),
             )
             .table_valued(
                 Column("slot", SmallInteger),

@@ -8,16 +8,13 @@ from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
     BigInteger,
     ColumnElement,
     Connection,
     Table,
-    Text,
     any_,
     bindparam,
     case,
-    cast,
     delete,
     func,
     insert,
@@ -29,6 +26,7 @@ from sqlalchemy import (
 )
 
 from reliable_mq.crashpoints import crash_point
+from reliable_mq.store.arrays import array, of_numbers
 from reliable_mq.store.direct import Direct
 from reliable_mq.store.leases import LeaseSet
 from reliable_mq.store.outbox.outgoing import Outgoing, RowKey
@@ -159,14 +157,14 @@ def _delete(store: Store, connection: Connection, ids: Sequence[int]) -> None:
         return
     # A plan that was prepared while the table was small must not scan it when it is not.
     connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
-    _deletion(outbox).execute(connection, [{"ids": f"{{{','.join(map(str, ids))}}}"}])
+    _deletion(outbox).execute(connection, [{"ids": of_numbers(ids)}])
 
 
 @lru_cache(maxsize=16)
 def _deletion(outbox: Table) -> Direct:
-    """Return PostgreSQL's DELETE of many rows; the ids as text, for drivers are slow at lists."""
-    ids = cast(bindparam("ids", type_=Text), ARRAY(BigInteger))
-    return Direct(delete(outbox).where(outbox.c.id == any_(ids)), ["ids"])
+    """Return PostgreSQL's DELETE of many rows."""
+    of_ids = outbox.c.id == any_(array("ids", BigInteger()))
+    return Direct(delete(outbox).where(of_ids), ["ids"])
 
 
 def _note(store: Store, connection: Connection, later: Iterable[Later]) -> None:
