@@ -261,15 +261,15 @@ class TransactionalSubscription(Subscription, Protocol):
         the adapter's own time-out. No consumer receives an output before, and the partition's
         next owner begins behind what was committed.
 
-        Where outputs are refused for good, or have no topic, nothing is committed, and the
-        mapping tells why for at least one position in *handled*, and for none whose outputs could
-        have been stored: without these the others may be committed. Raises ``StaleDeliveryError``
-        where a delivery is not ours any more or the group is changing: nothing was committed, the
-        next ``receive`` tells what is lost, and what is not may be tried again. Raises
-        ``TransportError`` or ``ConfigurationError`` for anything else (no answer, no permission):
-        either nothing was committed, and the same may be tried again; or it is not known, and the
-        next ``receive`` reports the loss of all ownership, so that the stream starts again where
-        the broker says.
+        Where outputs are refused for good, have no topic, or one that may not be written to,
+        nothing is committed, and the mapping tells why for at least one position in *handled*, and
+        for none whose outputs could have been stored: without these the others may be committed.
+        Raises ``StaleDeliveryError`` where a delivery is not ours any more or the group is
+        changing: nothing was committed, the next ``receive`` tells what is lost, and what is not
+        may be tried again. Raises ``TransportError`` or ``ConfigurationError`` for anything else
+        (no answer, no permission): either nothing was committed, and the same may be tried again;
+        or it is not known, and the next ``receive`` reports the loss of all ownership, so that the
+        stream starts again where the broker says.
         """
         ...
 

@@ -150,6 +150,7 @@ class OwnedPartition:
         if asked_at > self._since:
             self.log = log or known
         if known in former and log != self.signed:
+            self.log = log
             return 0
         if self._ended_early is None or asked_at <= self._ended_at:
             return None

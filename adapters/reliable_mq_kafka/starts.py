@@ -132,8 +132,9 @@ class Starts:
                 owned.skip(done)
             elif done:
                 log.warning(
-                    "%s: what was done behind offset %d was told of another topic of this name; "
-                    "it comes again", owned.name, one.offset,
+                    "%s: what was done behind offset %d was told of the topic with the id %s, and "
+                    "the brokers tell %s: it comes again",
+                    owned.name, one.offset, signed, now or "none",
                 )  # fmt: skip
 
 

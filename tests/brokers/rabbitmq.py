@@ -22,7 +22,7 @@ _PROGRAM = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 _CONTROL = _PROGRAM.with_name("rabbitmqctl")
 _SETTLE_TIMEOUT = 60.0
 """Seconds. It takes up to one, and more where the machine has too much to do."""
-_LOOKS = "[{rabbit, [{quorum_tick_interval, 1000}]}].\n"
+_QUEUE_TICKS = "[{rabbit, [{quorum_tick_interval, 1000}]}].\n"
 """Milliseconds after which a queue tells the API what has changed; by itself it takes 5000."""
 _METHOD_FRAME = b"\x01"
 _QUIET_SCHEDULERS = "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none"
@@ -54,7 +54,7 @@ class RabbitMQ(Server):
         cookie.write_text("reliable-mq-tests")
         cookie.chmod(0o400)
         (self.folder / "enabled_plugins").write_text("[rabbitmq_management].\n")
-        (self.folder / "advanced.config").write_text(_LOOKS)
+        (self.folder / "advanced.config").write_text(_QUEUE_TICKS)
         settings = {
             "listeners.tcp.1": f"127.0.0.1:{self.port()}",
             "log.console": "true",

@@ -136,6 +136,16 @@ def test_what_an_earlier_owner_has_read_of_the_new_topic_is_not_read_again() -> 
     assert one.foreign_from("2" * 22, {OLD, NEW}, 4.0) == 0, "it is made anew once more"
 
 
+def test_a_topic_that_was_replaced_before_the_ownership_is_begun_once() -> None:
+    one = partition(10, 11)
+    one.signed = one.log = OLD
+    assert one.foreign_from(NEW, {OLD}, -1.0) == 0
+    one.begin_again(8, 0)
+    one.rewinding = False
+    assert one.read(0)
+    assert one.foreign_from(NEW, {OLD}, 4.0) is None
+
+
 def test_what_a_topic_was_before_the_ownership_says_nothing_of_what_is_read() -> None:
     one = OwnedPartition("orders", 3, 7, 5.0)
     assert one.foreign_from(OLD, (), 5.0) is None

@@ -189,7 +189,7 @@ def test_an_offset_of_a_topic_elsewhere_counts_and_what_was_done_behind_it_does_
     heir.receive_all(new[50:])
     wait_for(lambda: town.is_done(LONGER), "a commit", meanwhile=heir.receive)
     assert heir.received == list(new[50:])
-    assert caplog.text.count("another topic of this name") == (0 if exactly else 1)
+    assert caplog.text.count("was told of the topic with the id") == (0 if exactly else 1)
     assert "made anew" not in caplog.text
 
 
