@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from types import MappingProxyType
 
-from reliable_mq.message import NO_HEADERS, HeaderValue, Message, new_message_id
+from reliable_mq.message import NO_HEADERS, HeaderValue, Message, message_of, new_message_id
 from reliable_mq.names import MAX_KEY_BYTES, MAX_MESSAGE_ID_BYTES, has_control_characters
 
 MESSAGE_ID = "message-id"
@@ -174,14 +174,14 @@ def decode(raw: RawMessage, limits: Limits) -> Decoded:
         headers = NO_HEADERS
     id_, stable = _message_id(raw, found)
     key = raw.key if raw.key is not None else found.get(MESSAGE_KEY)
-    message = Message(
-        id=id_,
-        topic=raw.topic,
-        key=_bounded(key, MAX_KEY_BYTES) if key else None,
-        body=raw.body,
-        headers=headers,
-        content_type=_content_type(raw, found),
-        time=_message_time(raw, found),
+    message = message_of(
+        id_,
+        raw.topic,
+        _bounded(key, MAX_KEY_BYTES) if key else None,
+        raw.body,
+        headers,
+        _content_type(raw, found),
+        _message_time(raw, found),
     )
     return Decoded(message, fault, stable, len(raw.body) + size)
 

@@ -7,7 +7,8 @@ import re
 import time
 import traceback
 import uuid
-from dataclasses import FrozenInstanceError, dataclass
+from copy import copy
+from dataclasses import FrozenInstanceError, dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import Enum
@@ -29,6 +30,7 @@ from reliable_mq.message import (
     Topic,
     body_decoder,
     fingerprint,
+    message_of,
     new_message_id,
     type_adapter,
 )
@@ -212,6 +214,25 @@ def test_messages_and_deliveries_are_immutable():
         message.headers["a"] = "b"  # type: ignore[index]
     with pytest.raises(FrozenInstanceError):
         Delivery(message=message, group="g").attempt = 2  # type: ignore[misc]
+
+
+def test_a_message_that_is_made_the_quick_way_is_like_any_other():
+    now = datetime.now(UTC)
+    quick = message_of("1", "orders", "k", b"{}", {"a": "b"}, "application/json", now)
+    slow = Message(
+        id="1",
+        topic="orders",
+        key="k",
+        body=b"{}",
+        headers={"a": "b"},
+        content_type="application/json",
+        time=now,
+    )
+    assert type(quick) is Message
+    assert quick == slow
+    assert replace(quick, id="1") == copy(quick) == slow
+    with pytest.raises(FrozenInstanceError):
+        quick.id = "2"  # type: ignore[misc]
 
 
 def test_times_are_aware_and_in_utc():

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Column, ColumnElement, LargeBinary, Text, cast, type_coerce
 
 from reliable_mq.errors import ReliableMQError
-from reliable_mq.message import NO_HEADERS, HeaderValue, Message
+from reliable_mq.message import NO_HEADERS, HeaderValue, Message, message_of
 from reliable_mq.store.codec import EMPTY, unpack_headers
 from reliable_mq.store.store import Store
 from reliable_mq.store.times import from_micros
@@ -58,14 +58,14 @@ class Outgoing:
     def _make(self) -> Message:
         id_, topic, content_type, time = self.values
         try:
-            return Message(
-                id=id_ if type(id_) is str else _text(id_),
-                topic=topic if type(topic) is str else _text(topic),
-                key=None if self.key is None else self.key[1].decode(),
-                body=bytes(self.body),
-                headers=_headers(self.headers),
-                content_type=content_type if type(content_type) is str else _or_none(content_type),
-                time=from_micros(time),
+            return message_of(
+                id_ if type(id_) is str else _text(id_),
+                topic if type(topic) is str else _text(topic),
+                None if self.key is None else self.key[1].decode(),
+                bytes(self.body),
+                _headers(self.headers),
+                content_type if type(content_type) is str else _or_none(content_type),
+                from_micros(time),
             )
         except Exception as error:
             text = f"the row cannot be read: {type(error).__name__}"
