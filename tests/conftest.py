@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.brokers import (
     RabbitMQ,
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
     from xdist.scheduler import LoadFileScheduling
 
 S = TypeVar("S", bound=Server)
+
+# How long an example takes says more of the machine than of us. On top of the profile in force, so
+# that CI keeps its own (fixed examples); and here, for a test takes it when its module is imported.
+settings.register_profile(
+    "ours", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("ours")
 
 pytest_plugins = ["pytester", "reliable_mq.testing.matrix"]
 

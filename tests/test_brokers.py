@@ -118,10 +118,10 @@ def _write_kafka(one: Server) -> None:
 
     assert isinstance(one, Kafka)
     admin = AdminClient({"bootstrap.servers": one.bootstrap})
-    admin.create_topics([NewTopic("kept", 1, 1)])["kept"].result(10)
+    admin.create_topics([NewTopic("kept", 1, 1)])["kept"].result(60)
     producer = Producer({"bootstrap.servers": one.bootstrap, "acks": "all"})
     producer.produce("kept", b"here")
-    assert producer.flush(10) == 0
+    assert producer.flush(60) == 0
 
 
 def _read_kafka(one: Server) -> str:
@@ -133,10 +133,18 @@ def _read_kafka(one: Server) -> str:
     )
     try:
         consumer.subscribe(["kept"])
-        message = consumer.poll(20)
-        assert message is not None
-        assert message.error() is None
-        return bytes(message.value() or b"").decode()
+        bodies: list[bytes] = []
+
+        def arrived() -> bool:
+            # A broker that has just started has to make its topic of offsets first, and says so.
+            message = consumer.poll(1.0)
+            if message is None or message.error() is not None:
+                return False
+            bodies.append(bytes(message.value() or b""))
+            return True
+
+        assert eventually(arrived, 120.0)
+        return bodies[0].decode()
     finally:
         consumer.close()
 

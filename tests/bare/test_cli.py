@@ -15,7 +15,7 @@ COMMAND = Path(sysconfig.get_path("scripts")) / "reliable-mq"
 
 def test_the_demo_needs_no_extra(tmp_path: Path) -> None:
     done = subprocess.run(
-        [COMMAND, "demo"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+        [COMMAND, "demo"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240
     )
     assert done.returncode == 0, done.stderr
     assert "Each once, none lost." in done.stdout
@@ -32,7 +32,7 @@ def test_a_url_whose_extra_is_missing_says_what_to_install(tmp_path: Path) -> No
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=240,
     )
     assert done.returncode == 1
     expected = "error: amqp:// needs the package 'pika': pip install 'reliable-mq[rabbitmq]'\n"

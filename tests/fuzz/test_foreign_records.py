@@ -13,7 +13,6 @@ from sqlalchemy import Column, Integer, LargeBinary, MetaData, String, Table, in
 from sqlalchemy.orm import Session
 
 from reliable_mq import Delivery, ReliableMQ, Settings
-from tests.e2e.brokers import quick
 from tests.fuzz.mutation import Mutator
 from tests.fuzz.running import SEED
 from tests.fuzz.senders import SENDERS, Pairs, record
@@ -86,7 +85,7 @@ def test_garbage_is_handled_or_dead_lettered_and_blocks_nobody(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.CRITICAL, "reliable_mq")  # a line for each dead letter
-    url = quick(kind, request.getfixturevalue(f"{kind}_url"))
+    url: str = request.getfixturevalue(f"{kind}_url")
     records = _records(kind)
     with _application(url, sqlite_url, unique) as mq:
         mq.declare()

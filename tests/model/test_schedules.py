@@ -273,7 +273,7 @@ def world(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> Iterator[World]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(0 if SCHEDULES > 1000 else 300)
+@pytest.mark.timeout(0 if SCHEDULES > 1000 else 1800)
 def test_no_schedule_breaks_a_promise(world: World) -> None:
     machine = type("Machine", (Schedule,), {"world": world})
     run_state_machine_as_test(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.nemesis.world import START
 from tests.seeded.catalogue import BUGS
 from tests.seeded.workshop import ROOT, copy_library
 
@@ -27,7 +28,7 @@ NEMESIS = "tests/nemesis/test_nemesis.py"
 
 @pytest.mark.chaos
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(START + 1200)
 def test_a_delivery_acknowledged_before_its_commit_is_found_to_be_lost(tmp_path: Path) -> None:
     test = f"{NEMESIS}::test_consumers_that_are_killed_before_their_commit_lose_nothing"
     said = said_of("a delivery is acknowledged before its commit", test, tmp_path, {})
@@ -36,7 +37,7 @@ def test_a_delivery_acknowledged_before_its_commit_is_found_to_be_lost(tmp_path:
 
 @pytest.mark.chaos
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(START + 1200)
 @pytest.mark.skipif(not ASKED, reason="takes minutes; RMQ_NEMESIS_BUGS=1 asks for it")
 @pytest.mark.parametrize("name", FOUND_BY)
 def test_it_is_found_that(name: str, tmp_path: Path) -> None:

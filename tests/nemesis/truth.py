@@ -63,7 +63,7 @@ def waiting(mq: ReliableMQ) -> int:
 
 def read(mq: ReliableMQ, arena: Arena) -> Findings:
     """Read everything."""
-    lines = _by_kind(Path(arena.folder))
+    lines = by_kind(Path(arena.folder))
     jobs = {job["number"]: Job(**job) for line in lines["invoke"] for job in line["jobs"]}
     effects = _effects(mq, arena)
     for line in lines["done"]:
@@ -149,7 +149,7 @@ def _timed(lines: dict[str, list[Line]], arena: Arena) -> list[Line]:
     return lines["call"] + fails
 
 
-def _by_kind(folder: Path) -> dict[str, list[Line]]:
+def by_kind(folder: Path) -> dict[str, list[Line]]:
     found: dict[str, list[Line]] = defaultdict(list)
     for line in history_lines(folder):
         if line["what"] in _READ:

@@ -29,8 +29,9 @@ from tests.nemesis.members import Crew
 from tests.nemesis.proxy import Proxy
 from tests.nemesis.rival import Rival
 from tests.nemesis.soak import Life, Watch
-from tests.nemesis.truth import Findings, read, waiting
+from tests.nemesis.truth import Findings, by_kind, read, waiting
 from tests.nemesis.unable import UnableError
+from tests.progress import Progress
 from tests.sweep.application import metadata
 from tests.sweep.invariants import missing
 
@@ -41,7 +42,9 @@ T = TypeVar("T")
 SECONDS = float(os.environ.get("RMQ_NEMESIS_SECONDS", "100"))
 """How long faults are dealt."""
 SETTLE = float(os.environ.get("RMQ_NEMESIS_SETTLE", "300"))
-"""Seconds in which everything must be at rest after the last fault."""
+"""Seconds without any progress after which it is said what is not at rest after the faults."""
+ANSWER = 60.0
+"""Seconds in which a broker must answer when everybody is gone."""
 START = 240.0
 """Seconds in which everybody must be at work, before the first one."""
 DISK_MIB = {
@@ -125,9 +128,10 @@ class World:
             return "sql://", "sql://"
         proxy = self._proxy("broker")
         server = self.servers["broker"] = start(kind, _settings(kind, proxy))
-        url = quick(kind, server.url, goes_away=True)
         proxy.start(make_url(server.url).port or 0)
-        return url, _through(proxy, url)
+        # We look when the broker is there, and then it has time to answer.
+        away = quick(kind, server.url, goes_away=True)
+        return quick(kind, server.url), _through(proxy, away)
 
     def _if_able(self, make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
         """Return what *make* makes, None where this machine cannot; say why."""
@@ -153,8 +157,11 @@ class World:
     # --- a run ----------------------------------------------------------------------------------
 
     def run(self, seconds: float) -> Result:
-        """Let it all happen for *seconds*, heal everything, wait for rest, look."""
-        return self._play(self._chance, lambda _: threading.Event().wait(seconds))
+        """Let it all happen for *seconds*, heal everything, wait for rest, look.
+
+        It goes on for up to twice as long where chance has left something out by then.
+        """
+        return self._play(self._chance, lambda cast: self._wait(cast, seconds))
 
     def ambush(self, times: int) -> Result:
         """As ``run``, but what happens is that so often all consumers are killed at their work."""
@@ -171,6 +178,24 @@ class World:
         with _watched(cast.lives), _under(cast.schedules):
             wait(cast)
         return self._look(mq, cast, time.monotonic() - began)
+
+    def _wait(self, cast: Cast, seconds: float) -> None:
+        threading.Event().wait(seconds)
+        deadline = time.monotonic() + 2 * seconds
+        while not self._has_had_all(cast, seconds) and time.monotonic() < deadline:
+            threading.Event().wait(2.0)
+
+    def _has_had_all(self, cast: Cast, seconds: float) -> bool:
+        """Tell whether what must be part of a run was part of it."""
+        faults = sum((schedule.done for schedule in cast.schedules), Counter[str]())
+        kills = sum(count for name, count in faults.items() if "killed" in name)
+        hit = all(proxy.hits for proxy in self.proxies.values())
+        return kills >= seconds / 30 and hit and self._dead_letters_had_both_fates()
+
+    def _dead_letters_had_both_fates(self) -> bool:
+        lines = by_kind(self._folder)
+        replayed = any(line["group"] == "ordered" for line in lines["replay"])
+        return replayed and bool(lines["discarded"])
 
     def _await_work(self, mq: ReliableMQ, crew: Crew) -> None:
         """Wait until every group has handled something: there is nothing to disturb before."""
@@ -212,6 +237,7 @@ class World:
         settled = time.monotonic() - healed
         violations += cast.crew.stop("relay", "consumer")
         # Now, for what is delivered and not acknowledged goes back to the broker and shows there.
+        self._await_answers(mq)
         findings = read(mq, self.direct)
         violations += findings.violations()
         if EXACTLY in groups_of(self.direct):
@@ -239,16 +265,27 @@ class World:
 
     def _settle(self, mq: ReliableMQ, schedules: list[Schedule]) -> None:
         """Wait until nothing waits and nothing is missing; the checks say what then still is."""
-        deadline = time.monotonic() + SETTLE
-        while time.monotonic() < deadline:
+        progress = Progress(SETTLE)
+        while not progress.is_over:
             for schedule in schedules:
                 schedule.keep()
             # Where the server of the tables has crashed just now: see Surroundings.keep.
             with suppress(OperationalError):
-                if not waiting(mq) and not missing(read(mq, self.direct).truth):
+                lost = missing(read(mq, self.direct).truth)
+                left = waiting(mq) + sum(map(len, lost.values()))
+                if not left:
                     return
+                progress.note(left)
             threading.Event().wait(0.5)
-        print(f"not at rest after {SETTLE:g} s: {mq.status()}")
+        print(f"not at rest, and no progress for {SETTLE:g} s: {mq.status()}")
+
+    def _await_answers(self, mq: ReliableMQ) -> None:
+        """Wait until every lag is told: one that is not counts as a message that waits."""
+        deadline = time.monotonic() + ANSWER
+        while any(group.lag is None for group in mq.status().groups.values()):
+            if time.monotonic() >= deadline:
+                return
+            threading.Event().wait(0.5)
 
     def _make_tables(self) -> None:
         engine = create_engine(self.direct.database_url)

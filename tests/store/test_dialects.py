@@ -100,7 +100,8 @@ def test_a_silent_transaction_is_ended_by_the_database_and_recognised(bridge):
 
     def run() -> Any:
         with bridge.engine.connect() as connection:
-            dialect.begin(connection, idle_timeout=1.0)
+            # Long enough for a claim on a busy machine; the server ends it after that.
+            dialect.begin(connection, idle_timeout=4.0)
             claim(bridge.store, connection, "a")
             wait_until(lambda: claimable_elsewhere(bridge.store, "a"))
             with pytest.raises(DBAPIError) as caught:
@@ -116,7 +117,8 @@ def test_a_commit_after_the_database_ended_the_transaction_fails_as_idle(bridge)
 
     def run() -> Any:
         with bridge.engine.connect() as connection:
-            dialect.begin(connection, idle_timeout=1.0)
+            # Long enough for a claim on a busy machine; the server ends it after that.
+            dialect.begin(connection, idle_timeout=4.0)
             claim(bridge.store, connection, "a")
             wait_until(lambda: claimable_elsewhere(bridge.store, "a"))
             with pytest.raises(DBAPIError) as caught:

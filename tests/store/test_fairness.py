@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import Connection, create_engine, insert, text
+from sqlalchemy import create_engine, insert, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.util import greenlet_spawn
 
@@ -141,57 +141,73 @@ sys.stdin.readline()
 
 
 @pytest.fixture
-def hog(store: Store) -> Iterator[None]:
+def shared(sqlite_url: str) -> Iterator[Store]:
+    """A store that waits for another process longer than the machine lets that one stand still."""
+    found = Store(database_url=f"{sqlite_url}?timeout=60")
+    found.create()
+    Base.metadata.create_all(found.engine)
+    yield found
+    found.dispose()
+
+
+@pytest.fixture
+def hog(shared: Store) -> Iterator[None]:
     """Another process that writes back to back."""
     pipe = subprocess.PIPE
-    command = [sys.executable, "-c", _HOG, str(store.engine.url)]
+    command = [sys.executable, "-c", _HOG, str(shared.engine.url)]
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "on\n"
         yield
-        process.communicate("end\n", timeout=10)
+        process.communicate("end\n", timeout=60)
 
 
-# A handful of turns of the other is fair. SQLite's own waiting misses nearly every gap: hundreds.
-_MOST = 100
-_MEAN = 30
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Our attempts to get a turn that were in vain. While we stand still ourselves there are none,
+    however many turns the other one takes."""
+    asked: list[float] = []
+    pause = fairness.pause
+
+    def noted(seconds: float, *, awaiting: bool) -> None:
+        if seconds == fairness.POLL:
+            asked.append(seconds)
+        pause(seconds, awaiting=awaiting)
+
+    monkeypatch.setattr(fairness, "pause", noted)
+    return asked
 
 
-def turns(connection: Connection) -> int:
-    return int(connection.execute(text("SELECT number FROM turns")).scalar_one())
+# A few of the other's stretches are fair. Where it leaves no gaps it is thousands.
+_MOST = 500
 
 
-def test_a_process_that_writes_back_to_back_does_not_starve_another(store, hog):
-    passed = []
+def test_a_process_that_writes_back_to_back_does_not_starve_another(shared, hog, asked):
+    before, most = 0, 0
     for number in range(40):
-        with store.engine.connect() as connection:
-            before = turns(connection)
-        with store.transaction() as connection:
-            passed.append(turns(connection) - before)
+        with shared.transaction() as connection:
             connection.execute(insert(Order).values(number=number, customer="ann"))
-    assert orders(store) == 40
-    assert max(passed) < _MOST
-    assert sum(passed) / len(passed) < _MEAN
+        before, most = len(asked), max(most, len(asked) - before)
+    assert orders(shared) == 40
+    assert 0 < most < _MOST
 
 
-def test_nor_one_that_waits_on_an_event_loop(store, hog):
+def test_nor_one_that_waits_on_an_event_loop(shared, hog, asked):
     def write(number: int) -> int:
-        engine = store.async_engine.sync_engine
-        with engine.connect() as connection:
-            before = turns(connection)
-        with store.dialect.writing(engine), engine.connect() as connection:
-            store.dialect.begin(connection)
-            passed = turns(connection) - before
+        before = len(asked)
+        engine = shared.async_engine.sync_engine
+        with shared.dialect.writing(engine), engine.connect() as connection:
+            shared.dialect.begin(connection)
             connection.execute(insert(Order).values(number=number, customer="ann"))
             connection.commit()
-            return passed
+            return len(asked) - before
 
     async def main() -> list[int]:
-        passed = [await greenlet_spawn(write, number) for number in range(20)]
-        await store.adispose()
-        return passed
+        vain = [await greenlet_spawn(write, number) for number in range(20)]
+        await shared.adispose()
+        return vain
 
-    assert max(asyncio.run(main())) < _MOST
+    assert 0 < max(asyncio.run(main())) < _MOST
 
 
 def test_the_busy_time_out_of_a_connection_is_left_as_it_was(store):

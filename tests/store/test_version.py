@@ -63,7 +63,7 @@ def test_processes_that_create_at_once_all_succeed_and_agree(fresh, store_url):
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
-    outcomes = [process.communicate(timeout=60) for process in processes]
+    outcomes = [process.communicate(timeout=240) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], outcomes
     assert len({out for out, _ in outcomes}) == 1
     assert fresh.check() == []

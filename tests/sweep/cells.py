@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,17 @@ from reliable_mq.service import Service
 from reliable_mq.store.codec import pack_headers
 from reliable_mq.store.outbox.held import OutboxDesk
 from tests.e2e.waiting import until
+from tests.progress import Progress
 from tests.sweep import application as app
 from tests.sweep.application import History, Job, Place
 from tests.sweep.forking import Victims, log_of
 from tests.sweep.invariants import Letter, Truth, missing, violations
 from tests.sweep.scenarios import Before, Meanwhile, Scenario
 
-DEADLINE = 90.0
+DEADLINE = 600.0
+"""Seconds for a step that takes one or two where the machine has time for it."""
+STILL = 120.0
+"""Seconds without any progress after which it is looked at what is left."""
 UNREADABLE = 3
 """Number of the job whose row is spoilt."""
 
@@ -188,16 +193,16 @@ class Cell:
     def _settle(self) -> None:
         """Run until nothing waits and nothing is missing; the checks say what then still is."""
         with self.mq.running() as service:
-            deadline = time.monotonic() + DEADLINE
-            while time.monotonic() < deadline and not self._quiet(service):
-                time.sleep(0.05)
+            progress = Progress(STILL)
+            while left := self._left(service):
+                progress.note(left)
+                if progress.is_over:
+                    return
 
-    def _quiet(self, service: Service) -> bool:
-        try:
+    def _left(self, service: Service) -> int:
+        with suppress(TimeoutError):
             service.wait_idle(5.0)
-        except TimeoutError:
-            return False
-        return not self._waiting() and not missing(self.truth())
+        return self._waiting() + sum(map(len, missing(self.truth()).values()))
 
     def _waiting(self) -> int:
         status = self.mq.status()

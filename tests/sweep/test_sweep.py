@@ -40,7 +40,7 @@ def test_every_point_that_the_library_has_is_swept():
 
 @pytest.mark.chaos
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize(("adapter", "database"), CHOSEN)
 def test_a_kill_at_any_point_breaks_no_promise(
     adapter: str,
