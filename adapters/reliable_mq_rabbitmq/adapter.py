@@ -113,7 +113,8 @@ class RabbitAdapter:
     def lag(self, topic: str, group: str) -> int:
         """Return the ready messages of the group's queues plus what this adapter's hold.
 
-        AMQP does not tell what other processes hold unacknowledged: that is not in it. Where the
+        AMQP does not tell what other processes hold unacknowledged: that is not in it. A queue
+        that has no leader just now looks empty to RabbitMQ, and so it does here. Where the
         application does not name the number of partitions, that of the existing queues counts.
         Raises ``ConfigurationError`` where the group was not declared.
         """

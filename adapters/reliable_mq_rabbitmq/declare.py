@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any
@@ -24,6 +25,11 @@ _NEEDED = {
     "queue_declare": "configure on it",
     "queue_bind": "write on the queue and read on the exchange",
 }
+
+_LEADER_PATIENCE = 0.25
+"""Seconds after which RabbitMQ answers for a quorum queue whose leader has not: that it is empty,
+and has no consumers (``rabbit_quorum_queue:stat/1``, as of 3.10)."""
+_ASKED = 3
 
 
 class Declaration:
@@ -131,14 +137,27 @@ def _different(what: str, error: errors.ChannelRefused, permission: str) -> Exce
 
 
 def message_count(connection: Connection, timeout: float, name: str) -> int | None:
-    """Return how many messages of a queue are ready, None where there is no such queue."""
+    """Return how many messages of a queue are ready, None where there is no such queue.
+
+    One that is too busy to tell looks empty to RabbitMQ, so such an answer that took long is not
+    believed at once.
+    """
     try:
         with AskingChannel(connection, timeout) as channel:
-            return int(channel.ask("queue_declare", queue=name, passive=True).message_count)
+            return _told(channel, name)
     except errors.ChannelRefused as error:
         if error.code == errors.NOT_FOUND:
             return None
         raise errors.refused(error, f"to look at queue {name!r}") from error
+
+
+def _told(channel: AskingChannel, name: str, times: int = _ASKED) -> int:
+    asked_at = time.monotonic()
+    queue = channel.ask("queue_declare", queue=name, passive=True)
+    was_slow = time.monotonic() - asked_at >= _LEADER_PATIENCE
+    if was_slow and not (queue.message_count or queue.consumer_count) and times > 1:
+        return _told(channel, name, times - 1)
+    return int(queue.message_count)
 
 
 def existing_partitions(

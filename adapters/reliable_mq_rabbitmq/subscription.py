@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 
 from reliable_mq.adapter import Batch, Lost, Received
@@ -91,8 +92,11 @@ class RabbitSubscription:
         ``operation_timeout``, or a channel or the connection ended before. So does the next call
         then, until it is known, or the loss was reported.
         """
+        self._await_acks(self._operation_timeout)
+
+    def _await_acks(self, timeout: float) -> None:
         replies = {one: one.connection.request(one.barrier) for one in self._unflushed}
-        deadline = time.monotonic() + self._operation_timeout
+        deadline = time.monotonic() + timeout
         for consumer, reply in replies.items():
             try:
                 reply.result(max(0.0, deadline - time.monotonic()))
@@ -151,5 +155,10 @@ class RabbitSubscription:
         """See :meth:`reliable_mq.adapter.Subscription.close`."""
         connection = self._link.live()
         if connection is not None:
+            if not self._plan.ordered:
+                # A channel holds acknowledgements back while many others are being written, and
+                # forgets them when it is closed.
+                with suppress(TransportError):
+                    self._await_acks(_LEAVE_TIMEOUT)
             connection.leave(_LEAVE_TIMEOUT)
         self._link.close()

@@ -1,0 +1,92 @@
+"""Queues that are too busy to answer at once lose nothing by that, and do not look empty."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from reliable_mq.adapter import SENT, Adapter
+from reliable_mq.testing.contract.messages import numbered, numbers_of
+from reliable_mq.testing.contract.readers import Reader
+from reliable_mq_rabbitmq import subscription
+from reliable_mq_rabbitmq.asking import AskingChannel
+from tests.adapters.rabbitmq.conftest import GROUP, Broker
+
+Declare = Callable[..., str]
+Read = Callable[..., Reader]
+Halt = Callable[[str], Callable[[], None]]
+
+
+@pytest.fixture
+def halt(broker: Broker) -> Iterator[Halt]:
+    """Has a process of the broker, given in Erlang, stand still until what it returns is called."""
+    halted: set[str] = set()
+
+    def go_on(process: str) -> None:
+        broker.node.control("eval", f"sys:resume({process}).")
+        halted.discard(process)
+
+    def stop(process: str) -> Callable[[], None]:
+        broker.node.control("eval", f"sys:suspend({process}).")
+        halted.add(process)
+        return lambda: go_on(process)
+
+    yield stop
+    for process in set(halted):
+        go_on(process)
+
+
+def leader_of(broker: Broker, queue: str) -> str:
+    name = f'rabbit_misc:r(<<"{broker.vhost}">>, queue, <<"{queue}">>)'
+    return f"amqqueue:get_pid(element(2, rabbit_amqqueue:lookup({name})))"
+
+
+def test_a_queue_whose_leader_does_not_answer_at_once_is_not_taken_for_empty(
+    adapter: Adapter,
+    declare: Declare,
+    broker: Broker,
+    halt: Halt,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    topic = declare(partitions=1)
+    assert adapter.publish(numbered(topic, range(3)), 30.0) == [SENT] * 3
+    go_on = halt(leader_of(broker, f"{topic}.{GROUP}"))
+    ask = AskingChannel.ask
+    told: list[int] = []
+
+    def noted(channel: AskingChannel, operation: str, **arguments: Any) -> Any:
+        reply = ask(channel, operation, **arguments)
+        if not told:
+            go_on()
+        told.append(reply.message_count)
+        return reply
+
+    monkeypatch.setattr(AskingChannel, "ask", noted)
+    assert adapter.lag(topic, GROUP) == 3
+    assert told[0] == 0, "this is what RabbitMQ says of such a queue"
+
+
+def test_acknowledgements_that_the_broker_holds_back_are_not_lost_by_a_close(
+    adapter: Adapter,
+    declare: Declare,
+    reader: Read,
+    halt: Halt,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(subscription, "_LEAVE_TIMEOUT", 120.0)
+    topic = declare()
+    assert adapter.publish(numbered(topic, range(200)), 30.0) == [SENT] * 200
+    consumer = reader()
+    held = consumer.take(200)
+    go_on = halt("ra_log_wal")
+    # Each by itself: the broker holds back what comes after the first few that it cannot write.
+    for delivery in held[1::2]:
+        consumer.ack([delivery])
+    closing = threading.Thread(target=consumer.close)
+    closing.start()
+    go_on()
+    closing.join()
+    assert sorted(numbers_of(reader().take_only(100))) == list(range(0, 200, 2))
