@@ -21,8 +21,9 @@ MAX_HANDLES = 150.0
 
 Buffers that fill late (of librdkafka after an outage, of the allocator after a large backlog) are
 of a fixed size and far below 48 MiB. A consumer at work has 80 to 170 handles, with its pools and
-clients, a relay 10 to 80: they let go of them when a server is gone. What leaks with every message, fault or reconnection
-passes any bound if the run is long enough: 48 MiB are 500 bytes a message in two hours.
+clients, a relay 10 to 80: they let go of them when a server is gone. What leaks with every message,
+fault or reconnection passes any bound if the run is long enough: 48 MiB are 500 bytes a message in
+two hours.
 """
 LIMITS = (("mib", "MiB", MAX_MIB), ("handles", "handles", MAX_HANDLES))
 _PAGE = os.sysconf("SC_PAGE_SIZE")
