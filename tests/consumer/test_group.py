@@ -105,11 +105,13 @@ def test_a_rebalance_does_not_take_an_acknowledged_message_from_its_at_most_once
 
     with Harness(mq) as h:
         h.broker.inject(TOPIC, b"0")
-        with mq.running():
+        with mq.running() as service:
             gate.wait_for(1)
             for number in range(1, 10):  # the worker has begun without them: they are queued
                 h.broker.inject(TOPIC, b"%d" % number)
-            wait_for(lambda: h.broker.lag(TOPIC, "tests") == 0, "all of them acknowledged")
+            # Not only acknowledged: between that and the queue stands the flush, which may fail.
+            wait_for(lambda: service.consumers[0].scheduler.held_count == 10, "all of them queued")
+            assert h.broker.lag(TOPIC, "tests") == 0
             h.broker.revoke()
             h.broker.inject(TOPIC, b"10")
             wait_for(lambda: h.broker.lag(TOPIC, "tests") == 0, "the intake on the other side")
@@ -204,10 +206,16 @@ def test_a_stop_waits_for_what_at_most_once_handlers_have_acknowledged(mq: Relia
     with Harness(mq) as h:
         for number in range(100):
             h.broker.inject(TOPIC, b"%d" % number)
-        with mq.running():
+        with mq.running() as service:
             gate.wait_for(1)
-            opener = threading.Timer(0.2, gate.open)
+
+            def open_after_the_stop_began() -> None:
+                assert service._stop.wait(60)
+                gate.open()
+
+            opener = threading.Thread(target=open_after_the_stop_began)
             opener.start()
+        opener.join()
         assert len(gate.came) + h.broker.lag(TOPIC, "tests") == 100
         assert gate.came == list(range(len(gate.came)))
         assert len(gate.came) < 100, "a stop takes nothing more in"

@@ -23,8 +23,11 @@ from reliable_mq import (
     Retry,
     RetryPolicy,
 )
+from reliable_mq.adapter import Batch
 from reliable_mq.store.retries import Retries, Waiting
 from reliable_mq.testing import Harness
+from reliable_mq.testing.contract.waiting import wait_for
+from reliable_mq.testing.memory.adapter import MemorySubscription
 from tests.consumer.conftest import effects, unique_effects
 from tests.relay.support import deadlocks
 
@@ -602,20 +605,42 @@ def test_a_replay_is_handled_once_and_may_die_again(
     assert h.deliver("orders", {"id": 1}, message_id="m").result == "duplicate"
 
 
-def test_a_group_with_too_many_waiting_takes_nothing_new_in(mq: ReliableMQ, harness: Enter) -> None:
+def test_a_group_with_too_many_waiting_takes_nothing_new_in(
+    mq: ReliableMQ, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Otherwise an outage behind the handler would move the broker's backlog into the database."""
     limited = ReliableMQ(mq.settings.replace(consumer={"max_waiting_retries": 5, "prefetch": 2}))
     calls: list[int] = []
+    asked_for: list[int] = []
+    received = MemorySubscription.receive
+
+    def receive(self: MemorySubscription, limit: int, timeout: float) -> Batch:
+        asked_for.append(limit)
+        return received(self, limit, timeout)
+
+    monkeypatch.setattr(MemorySubscription, "receive", receive)
 
     @limited.handler("orders", retry=RetryPolicy(initial_delay=3600, max_delay=3600))
     def handle(order: Order) -> None:
         calls.append(order.id)
         raise OSError("the other service is down")
 
-    with Harness(limited) as h:
+    with Harness(limited, engine) as h:
         for number in range(200):
             h.broker.inject("orders", b'{"id": %d}' % number)
-        with pytest.raises(TimeoutError):
-            limited.run_until_idle(5)
+        with limited.running() as service:
+            (consumer,), retries = service.consumers, service.retries
+            assert retries is not None
+            wait_for(lambda: consumer.paused, "the pause")
+            # The intake may have looked for room before it, for one more batch.
+            asked = len(asked_for) + 1
+            wait_for(lambda: len(asked_for) > asked, "the intake behind the pause")
+            wait_for(lambda: not consumer.scheduler.held_count, "the end of what was taken in")
+            made, rounds = len(calls), retries.rounds
+            wait_for(lambda: retries.rounds >= rounds + 2, "two looks at what waits")
+            assert set(asked_for[asked:]) == {0}
+            assert len(calls) == made
+            with pytest.raises(TimeoutError):
+                service.wait_idle(0.1)
         assert 5 <= len(calls) < 100
         assert h.broker.lag("orders", "tests") == 200 - len(calls)

@@ -32,7 +32,11 @@ def test_what_is_deleted_and_not_counted_yet_is_waited_for(
 
     def slow(*arguments: Any) -> None:
         settle(*arguments)
-        enough.wait(10)  # without the check for this nobody looks that often, and nobody waits
+        service = mq._service
+        assert service is not None
+        # Without the check for this nobody looks that often, and the stop begins.
+        while not (enough.wait(0.05) or service._stop.is_set()):
+            pass
 
     monkeypatch.setattr(Relay, "sendable", looked)
     monkeypatch.setattr(settler, "settle", slow)

@@ -141,14 +141,14 @@ def test_a_start_that_is_cancelled_leaves_nothing_running(
 
     def declare() -> None:
         in_declare.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
 
     async def main() -> None:
         async with Harness(mq):
             mq._runtime.declared = False
             monkeypatch.setattr(mq, "declare", declare)
             starting = asyncio.create_task(mq.running().__aenter__())
-            await asyncio.to_thread(in_declare.wait, 10)
+            await asyncio.to_thread(in_declare.wait, 60)
             starting.cancel()
             await asyncio.sleep(0)
             go_on.set()

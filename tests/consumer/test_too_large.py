@@ -337,7 +337,7 @@ def test_behind_one_that_waits_in_the_store_it_waits_in_memory(
     with mq, mq.running():
         for body in (b"first", large, b"last"):
             mq.publish_direct("t", body, key="k")
-        assert ended.wait(30)
+        assert ended.wait(120)
     assert seen() == ["first", "large", "last"]
     assert "the database failed" not in caplog.text
 

@@ -48,22 +48,50 @@ def store(url: str) -> Iterator[Store]:
 
 
 @pytest.fixture
-def admin(url: str) -> Iterator[Callable[[str], None]]:
+def gone(sound_server: Server) -> Iterator[Callable[[str], None]]:
+    """Wait until no session is left of those that a condition picks.
+
+    A session ends some time after its client closed it, and one of another user is a finding.
+    Looks from another database, whose sessions the doctor does not count.
+    """
+    url = sound_server.url
+    engine = create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+
+    def left(condition: str) -> int:
+        with engine.connect() as connection:
+            query = f"SELECT count(*) FROM pg_stat_activity WHERE {condition}"
+            return int(connection.execute(text(query)).scalar_one())
+
+    yield lambda condition: wait_for(lambda: left(condition) == 0, f"the end of {condition}")
+    engine.dispose()
+
+
+@pytest.fixture
+def admin(url: str, gone: Callable[[str], None]) -> Iterator[Callable[[str], None]]:
     """Execute as superuser, in the database of the test."""
     engine = create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
 
     def execute(statement: str) -> None:
         with engine.connect() as connection:
+            pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
             connection.execute(text(statement))
+        gone(f"pid = {pid}")
 
     yield execute
     engine.dispose()
 
 
 @pytest.fixture
-def shop_url(url: str, store: Store, admin: Callable[[str], None], unique: str) -> Iterator[str]:
+def shop_url(
+    url: str,
+    store: Store,
+    admin: Callable[[str], None],
+    gone: Callable[[str], None],
+    unique: str,
+) -> Iterator[str]:
     """The database as a user who may do no more than docs/stores.md says."""
     store.dispose()  # its sessions are another user's
+    gone(f"datname = '{unique}' AND backend_type = 'client backend'")
     admin(f"CREATE ROLE {unique} LOGIN PASSWORD 'secret'")
     admin(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {unique}")
     yield make_url(url).set(username=unique, password="secret").render_as_string(False)

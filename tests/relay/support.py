@@ -27,7 +27,7 @@ from reliable_mq.store.times import to_micros
 
 ADAPTER = "scripted"
 ALL_SLOTS = range(OUTBOX_SLOTS)
-DEADLINE = 30.0
+DEADLINE = 60.0
 NEVER = 600.0
 """Seconds that no test waits: what happens sooner happened for another reason."""
 

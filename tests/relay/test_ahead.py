@@ -16,6 +16,7 @@ from reliable_mq.store.outbox.reading import Excluded, Reader
 from tests.relay.support import (
     ALL_SLOTS,
     DEADLINE,
+    NEVER,
     REFUSED,
     UNKNOWN,
     commit,
@@ -67,6 +68,14 @@ def of_key(log, key, keys=5):
     return [name for name in log if int(name[1:]) % keys == key]
 
 
+def make_ready(store, broker, **options):
+    """A relay that reads ahead from the first read on, however long a machine stands still.
+
+    With leases that are soon due for renewal it does not: what it read would be dropped.
+    """
+    return make_relay(store, broker, lease=3 * NEVER, **options)
+
+
 def at_publish(broker, number, act):
     """Do *act* when the *number*-th publish begins (from 1)."""
     calls = []
@@ -87,7 +96,7 @@ def drained(store, broker, relay, count):
 
 def test_the_next_read_begins_while_the_last_batches_are_sent(server_store, broker, monkeypatch):
     fill(server_store, 3 * READ)
-    relay = make_relay(server_store, broker, batch_size=BATCH)
+    relay = make_ready(server_store, broker, batch_size=BATCH)
     watch = Watch(relay, monkeypatch)
     at_publish(broker, 4, lambda: watch.ended.wait(DEADLINE) or pytest.fail("it was not begun"))
     drained(server_store, broker, relay, 3 * READ)
@@ -96,7 +105,7 @@ def test_the_next_read_begins_while_the_last_batches_are_sent(server_store, brok
 
 def test_everything_goes_out_once_and_in_order(server_store, broker, monkeypatch):
     fill(server_store, 300, keys=7)
-    relay = make_relay(server_store, broker, batch_size=BATCH)
+    relay = make_ready(server_store, broker, batch_size=BATCH)
     watch = Watch(relay, monkeypatch)
     drained(server_store, broker, relay, 300)
     assert len(broker.log) == 300
@@ -109,7 +118,7 @@ def test_what_is_being_deleted_is_not_sent_again(server_store, broker, monkeypat
     """The batch before is confirmed, and its rows are still there when the read ahead begins."""
     store = server_store
     fill(store, 3 * READ)
-    relay = make_relay(store, broker, batch_size=BATCH)
+    relay = make_ready(store, broker, batch_size=BATCH)
     watch = Watch(relay, monkeypatch)
     deletions = []
 
@@ -126,7 +135,7 @@ def test_what_is_being_deleted_is_not_sent_again(server_store, broker, monkeypat
 
 def test_where_little_waits_nothing_is_read_ahead(server_store, broker, monkeypatch):
     fill(server_store, 3)
-    relay = make_relay(server_store, broker)
+    relay = make_ready(server_store, broker)
     watch = Watch(relay, monkeypatch)
     drained(server_store, broker, relay, 3)
     assert watch.ahead == []
@@ -134,7 +143,7 @@ def test_where_little_waits_nothing_is_read_ahead(server_store, broker, monkeypa
 
 def test_a_step_reads_once(server_store, broker):
     fill(server_store, 3 * READ)
-    relay = make_relay(server_store, broker, batch_size=BATCH)
+    relay = make_ready(server_store, broker, batch_size=BATCH)
     assert relay.step().sent == READ
     assert len(broker.log) == READ
 
@@ -147,7 +156,7 @@ def test_a_late_commit_with_a_lower_id_than_those_in_flight_is_sent_before_its_f
     late = store.engine.connect()
     put(store, late, message("late", "k0"))
     fill(store, 3 * READ, keys=1)  # of the same key, and so of the same slot
-    relay = make_relay(store, broker, batch_size=BATCH)
+    relay = make_ready(store, broker, batch_size=BATCH)
     watch = Watch(relay, monkeypatch)
 
     def commit_late():
@@ -169,7 +178,7 @@ def test_what_had_no_confirmation_is_sent_again_before_what_was_read_ahead_of_it
 ):
     store = server_store
     fill(store, 2 * READ, keys=1)
-    relay = make_relay(store, broker, batch_size=BATCH)
+    relay = make_ready(store, broker, batch_size=BATCH)
     watch = Watch(relay, monkeypatch)
     broker.answer("m003", UNKNOWN)  # the last one of the first read: four of a slot
     at_publish(broker, 2, lambda: watch.ended.wait(DEADLINE) or pytest.fail("nothing was ahead"))
@@ -181,7 +190,7 @@ def test_what_had_no_confirmation_is_sent_again_before_what_was_read_ahead_of_it
 def test_what_was_read_ahead_behind_a_refused_message_waits(server_store, broker, monkeypatch):
     store = server_store
     fill(store, 2 * READ, keys=1)
-    relay = make_relay(store, broker, batch_size=BATCH)
+    relay = make_ready(store, broker, batch_size=BATCH)
     watch = Watch(relay, monkeypatch)
     broker.answer("m003", REFUSED)
     at_publish(broker, 2, lambda: watch.ended.wait(DEADLINE) or pytest.fail("nothing was ahead"))
@@ -199,7 +208,7 @@ def test_what_was_read_ahead_is_dropped_where_the_slots_may_have_moved(
     """Whoever had a slot meanwhile has sent its rows, or has them held."""
     store = server_store
     fill(store, 3 * READ)
-    relay = make_relay(store, broker, batch_size=BATCH)
+    relay = make_ready(store, broker, batch_size=BATCH)
     watch = Watch(relay, monkeypatch)
     gone = f"m{READ:03}"
 
@@ -222,7 +231,7 @@ def test_a_read_ahead_that_fails_is_repeated_and_nothing_is_sent_twice(
     server_store, broker, monkeypatch, caplog
 ):
     fill(server_store, 3 * READ)
-    relay = make_relay(server_store, broker, batch_size=BATCH)
+    relay = make_ready(server_store, broker, batch_size=BATCH)
     watch = Watch(relay, monkeypatch)
 
     def fail():
@@ -238,7 +247,7 @@ def test_what_failed_unneeded_is_not_complained_of_again(server_store, broker, m
     """The database is away for a moment, for the read ahead and for the settling before it."""
     store = server_store
     fill(store, 3 * READ)
-    relay = make_relay(store, broker, batch_size=BATCH)
+    relay = make_ready(store, broker, batch_size=BATCH)
     watch = Watch(relay, monkeypatch)
     complaints: list[Exception] = []
     deletions: list[str] = []
@@ -265,7 +274,7 @@ def test_nothing_is_read_ahead_that_would_be_dropped_for_the_leases(
     server_store, broker, monkeypatch
 ):
     fill(server_store, 2 * READ)
-    relay = make_relay(server_store, broker, batch_size=BATCH)
+    relay = make_ready(server_store, broker, batch_size=BATCH)
     watch = Watch(relay, monkeypatch)
     calls: list[bool] = []
 
@@ -283,7 +292,7 @@ def test_no_connection_is_in_use_while_it_waits_for_the_broker(server_store, bro
     """What runs beside ends by itself: neither waits for what the broker answers."""
     store = server_store
     fill(store, 3 * READ)
-    relay = make_relay(store, broker, batch_size=BATCH)
+    relay = make_ready(store, broker, batch_size=BATCH)
     watch = Watch(relay, monkeypatch)
 
     def wait():
@@ -297,7 +306,7 @@ def test_no_connection_is_in_use_while_it_waits_for_the_broker(server_store, bro
 def test_an_end_does_not_wait_for_a_read_that_hangs(server_store, broker, monkeypatch):
     monkeypatch.setattr(supply, "_PATIENCE", 0.1)
     fill(server_store, 2 * READ)
-    relay = make_relay(server_store, broker, batch_size=BATCH)
+    relay = make_ready(server_store, broker, batch_size=BATCH)
     watch = Watch(relay, monkeypatch)
     go_on = threading.Event()
     watch.before = lambda: go_on.wait(DEADLINE)

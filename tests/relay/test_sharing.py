@@ -10,6 +10,7 @@ from reliable_mq.adapter import SENT
 from reliable_mq.relay import LEASE_KIND
 from reliable_mq.store.tables import OUTBOX_SLOTS, slot_of
 from tests.relay.support import (
+    DEADLINE,
     REFUSED,
     ScriptedBroker,
     commit,
@@ -200,13 +201,13 @@ def test_one_relay_object_runs_once_at_a_time(timed_store, clock, broker):
 
     def gate(messages):
         inside.set()
-        leave.wait(10)
+        leave.wait(DEADLINE)
 
     broker.gate = gate
     commit(timed_store, message("m"))
     thread = threading.Thread(target=relay.step)
     thread.start()
-    assert inside.wait(10)
+    assert inside.wait(DEADLINE)
     with pytest.raises(RuntimeError, match="another thread"):
         relay.step()
     leave.set()

@@ -9,8 +9,15 @@ from sqlalchemy.orm import Session
 
 from reliable_mq import ConfigurationError, Reject
 from reliable_mq.store.inbox import Inbox
+from tests.e2e.brokers import Broker
 from tests.e2e.conftest import MakeMQ
 from tests.e2e.shop import Order, leave
+from tests.traps.conftest import unhurried
+
+
+@pytest.fixture
+def broker(kind: str, request: pytest.FixtureRequest, database_url: str) -> Broker:
+    return unhurried(kind, request, database_url)
 
 
 # On Redis the second publish of an id adds nothing.

@@ -13,8 +13,12 @@ from tests.e2e.program import Folder, Task
 from tests.e2e.shop import Order
 from tests.e2e.waiting import until
 
-LEASE = 1.5
-"""Seconds, as the processes are told."""
+LEASE = 6.0
+"""Seconds after which this process takes over what another one has not renewed: by 1.25 of them."""
+
+LONGER = 8.0
+"""The lease of that other one, which renews after a third of it: so it may stall for a while.
+Longer, because what is not renewed it would take over from itself, which nobody would see."""
 
 pytestmark = pytest.mark.parametrize("kind", ["redis"], indirect=True)
 Seen = Callable[[], list[str]]
@@ -45,15 +49,17 @@ def test_trap_08_a_living_handler_keeps_its_entry_longer_than_a_lease(
     build_mq: MakeMQ, start_program: StartProgram, folder: Folder, seen: Seen, unique: str
 ) -> None:
     # Where the inbox would hide a second call.
-    mq = build_mq(guarantee="at-least-once")
+    mq = build_mq(guarantee="at-least-once", consumer={"lease": LEASE})
     slow = start_program(
-        E2E_GUARANTEE="at-least-once", RELIABLE_MQ_CONSUMER__IDLE_IN_TRANSACTION="60"
+        E2E_GUARANTEE="at-least-once",
+        RELIABLE_MQ_CONSUMER__LEASE=str(LONGER),
+        RELIABLE_MQ_CONSUMER__IDLE_IN_TRANSACTION="60",
     )
     mq.publish_direct(unique, Task(number=1, gate="slow"), timeout=30)
     until(lambda: folder.notes("gate", pid=slow.pid), slow.said)
     folder.ignore_gates()
     with mq.running():
-        enough = time.monotonic() + 3 * LEASE
+        enough = time.monotonic() + 1.5 * LEASE
         until(lambda: time.monotonic() > enough or len(folder.notes("call")) > 1)
         folder.open_gate("slow")
         until(lambda: mq.status().groups[unique, "billing"].lag == 0, mq.status)
