@@ -15,25 +15,30 @@ import os, sys
 from reliable_mq.adapter import SENT, AdapterContext, GroupSpec, TopicSpec
 from reliable_mq.registry import open_adapter
 from reliable_mq.testing.contract.messages import numbered
+from reliable_mq.testing.contract.waiting import wait_for
 
 url, topic = sys.argv[1:]
 spec = TopicSpec(name=topic, partitions=1)
 adapter = open_adapter(url, AdapterContext(instance="parent", topics={topic: spec}))
 adapter.declare([spec], [GroupSpec(topic=topic, group="billing")])
 
-def works():
-    one = adapter.publish(numbered(topic, [1]), 30.0) == [SENT]
-    return one and adapter.lag(topic, "billing") > 0
+def wait_for_lag(lag):
+    # RabbitMQ says 0 of a queue that is slow to answer.
+    wait_for(lambda: adapter.lag(topic, "billing") == lag, f"a lag of {lag}")
 
-assert works()
+def works(lag):
+    one = adapter.publish(numbered(topic, [1]), 30.0) == [SENT]
+    wait_for_lag(lag)
+    return one
+
+assert works(1)
 child = os.fork()
 if child == 0:
-    right = works()
+    right = works(2)
     adapter.close()
     os._exit(0 if right else 1)
 assert os.waitpid(child, 0)[1] == 0, "the child cannot publish"
-assert works(), "the parent cannot publish any more"
-assert adapter.lag(topic, "billing") == 3
+assert works(3), "the parent cannot publish any more"
 adapter.close()
 """
 

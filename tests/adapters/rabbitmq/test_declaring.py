@@ -10,6 +10,7 @@ from reliable_mq.adapter import SENT, Adapter, GroupSpec, TopicSpec
 from reliable_mq.errors import ConfigurationError, TransportError
 from reliable_mq.testing.contract.messages import message, numbered
 from reliable_mq.testing.contract.readers import Reader
+from reliable_mq.testing.contract.waiting import wait_for
 from tests.adapters.rabbitmq.conftest import GROUP, Broker
 from tests.adapters.rabbitmq.foreign import channel
 
@@ -84,7 +85,7 @@ def test_a_group_cannot_change_between_ordered_and_unordered(
     assert adapter.publish([message("orders")], 20.0) == [SENT]
     with pytest.raises(ConfigurationError, match=r"orders\.billing.*new group name"):
         declare(ordered=not ordered)
-    assert adapter.lag("orders", GROUP) == 1
+    wait_for(lambda: adapter.lag("orders", GROUP) == 1, "what was there")
 
 
 def test_a_queue_of_another_kind_is_refused_and_left_alone(
@@ -239,7 +240,8 @@ def test_lag_is_known_to_one_who_was_not_told_the_number_of_partitions(
     declare(partitions=partitions)
     assert adapter.publish([message("orders", key=str(i)) for i in range(20)], 20.0) == [SENT] * 20
     for topics in ({}, {"orders": TopicSpec(name="orders")}):
-        assert opened(topics=topics).lag("orders", GROUP) == 20
+        other = opened(topics=topics)
+        wait_for(lambda other=other: other.lag("orders", GROUP) == 20, "a lag of 20")  # type: ignore[misc]
 
 
 def test_lag_of_a_group_that_was_not_declared_is_a_configuration_error(

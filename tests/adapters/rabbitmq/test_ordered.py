@@ -174,12 +174,15 @@ def test_a_members_queue_of_another_kind_costs_nothing_but_the_balance_and_is_sa
 
 
 def test_closing_an_ordered_subscription_takes_no_time(
-    adapter: Adapter, declare: Declare, reader: Read
+    adapter: Adapter, declare: Declare, reader: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A close that ends by one of its time-outs would be seen, however busy the machine is.
+    monkeypatch.setattr("reliable_mq_rabbitmq.subscription._LEAVE_TIMEOUT", 60.0)
+    monkeypatch.setattr("reliable_mq_rabbitmq.connection._CLOSE_TIMEOUT", 60.0)
     topic = declare(partitions=8, ordered=True)
     assert adapter.publish(numbered(topic, range(10)), 20.0) == [SENT] * 10
     consumer = reader(ordered=True)
     consumer.take(10)
     begin = time.monotonic()
     consumer.close()
-    assert time.monotonic() - begin < 1.5
+    assert time.monotonic() - begin < 30.0

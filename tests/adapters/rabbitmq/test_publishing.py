@@ -30,6 +30,12 @@ Read = Callable[..., Reader]
 Opened = Callable[..., Adapter]
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A channel may take its time to close; else its connection is cut, with what is on it."""
+    monkeypatch.setattr("reliable_mq_rabbitmq.publishing._CLOSE_PATIENCE", 600.0)
+
+
 def kinds(outcomes: list[Any]) -> list[type]:
     return [type(outcome) for outcome in outcomes]
 
@@ -206,6 +212,7 @@ def test_a_body_that_the_broker_itself_refuses_is_refused_for_good(
     assert adapter.publish([small], TIMEOUT) == [SENT]
 
 
+@pytest.mark.usefixtures("patient")
 def test_concurrent_calls_do_not_touch_each_other(
     adapter: Adapter, declare: Declare, reader: Read
 ) -> None:
@@ -228,6 +235,7 @@ def test_concurrent_calls_do_not_touch_each_other(
     assert numbers_of(reader(prefetch=1000).take_only(1000)) == list(range(1000))
 
 
+@pytest.mark.usefixtures("patient")
 def test_after_a_call_whose_time_was_up_the_next_one_is_sent(
     adapter: Adapter, declare: Declare
 ) -> None:
@@ -238,6 +246,7 @@ def test_after_a_call_whose_time_was_up_the_next_one_is_sent(
     assert adapter.publish(numbered(topic, [0]), TIMEOUT) == [SENT]
 
 
+@pytest.mark.usefixtures("patient")
 def test_nothing_of_a_call_whose_time_was_up_is_stored_after_a_later_call(
     adapter: Adapter, declare: Declare, reader: Read
 ) -> None:
@@ -250,6 +259,7 @@ def test_nothing_of_a_call_whose_time_was_up_is_stored_after_a_later_call(
     assert arrived == sorted(arrived)
 
 
+@pytest.mark.usefixtures("patient")
 def test_while_an_earlier_call_is_being_given_up_nothing_is_sent(
     own_server: OwnServer, opened: Opened
 ) -> None:

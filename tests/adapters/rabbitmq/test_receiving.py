@@ -15,6 +15,7 @@ from reliable_mq.adapter import SENT, Adapter, GroupSpec, Received, TopicSpec
 from reliable_mq.errors import ConfigurationError, ReliableMQError, TransportError
 from reliable_mq.testing.contract.messages import LIMITS, numbered, numbers_of
 from reliable_mq.testing.contract.readers import Reader
+from reliable_mq.testing.contract.service import services
 from reliable_mq.testing.contract.waiting import Deadline, wait_for
 from reliable_mq_rabbitmq.codec import decode_properties
 from tests.adapters.rabbitmq.conftest import GROUP, Broker
@@ -170,21 +171,31 @@ def test_a_redelivered_message_has_the_headers_of_the_first_time(
 def test_the_connection_lives_on_while_nobody_receives(
     opened: Opened, declare: Declare, reader: Read, adapter: Adapter
 ) -> None:
-    topic = declare()
-    assert adapter.publish(numbered(topic, range(3)), 20.0) == [SENT] * 3
-    holder = reader(on=opened(query="?heartbeat=1", instance="holder"))
-    held = holder.take(3)
-    rival, enough = reader(), Deadline(4.0)
-    while not enough.passed:  # Longer than the broker waits for a heartbeat.
-        assert rival.step() == []
-    holder.ack(held)
-    holder.step(timeout=0)
-    assert not holder.lost
-    assert adapter.lag(topic, GROUP) == 0
+    beating = opened(query="?heartbeat=1", instance="holder")
+    # The holder's own thread serves it: in time unless the whole process is kept waiting.
+    for attempt, service in enumerate(services(within=1.0)):
+        topic = declare(f"orders-{attempt}")
+        assert adapter.publish(numbered(topic, range(3)), 20.0) == [SENT] * 3
+        holder = reader(topic, on=beating)
+        held = holder.take(3)
+        # Longer than the broker waits for a heartbeat.
+        rival, enough = reader(topic), Deadline(4.0)
+        while service.in_time and not enough.passed:
+            service.begin()
+            robbed = rival.step()
+            assert not (robbed and service.in_time)
+        holder.ack(held)
+        holder.step(timeout=0)
+        left = adapter.lag(topic, GROUP)
+        assert not ((holder.lost or left) and service.in_time)
 
 
 def test_a_deleted_queue_is_noticed_and_consumed_again_once_it_is_declared(
-    adapter: Adapter, declare: Declare, reader: Read, rabbitmq_url: str
+    adapter: Adapter,
+    declare: Declare,
+    reader: Read,
+    rabbitmq_url: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     topic = declare()
     assert adapter.publish(numbered(topic, range(3)), 20.0) == [SENT] * 3
@@ -193,8 +204,11 @@ def test_a_deleted_queue_is_noticed_and_consumed_again_once_it_is_declared(
     with channel(rabbitmq_url) as plain:
         plain.queue_delete(f"{topic}.{GROUP}")
     consumer.wait_until_lost(held[0])
-    with pytest.raises(TransportError, match=r"orders\.billing.*deleted.*declare"):
+    # After a second it says that it finds no queue. What it said first is in the log.
+    with pytest.raises(TransportError, match=r"orders\.billing.*declare"):
         wait_for(lambda: consumer.step() or None, "an error")
+    first, *_ = [one.getMessage() for one in caplog.records if one.name == "reliable_mq"]
+    assert "'orders.billing' was deleted" in first
     declare()
     assert adapter.publish(numbered(topic, [7]), 20.0) == [SENT]
     assert numbers_of(consumer.take(1, through_outage=True)) == [7]
@@ -329,16 +343,18 @@ def test_flushed_acks_survive_the_kill_of_the_broker(own_server: OwnServer, open
 def test_what_is_held_beyond_the_brokers_consumer_timeout_is_lost_and_comes_again(
     own_server: OwnServer, opened: Opened, *, ordered: bool
 ) -> None:
-    server = own_server("rabbitmq", {"consumer_timeout": "3000"})
+    server = own_server("rabbitmq", {"consumer_timeout": "1"})
     assert isinstance(server, RabbitMQ)
-    server.control("eval", "application:set_env(rabbit, channel_tick_interval, 500).")
+    # A channel looks what is held too long when it ticks: here only when the test has it tick.
+    server.control("eval", "application:set_env(rabbit, channel_tick_interval, 86400000).")
     adapter = opened(server.url)
     group = GroupSpec(topic="orders", group=GROUP, ordered=ordered)
     adapter.declare([TopicSpec(name="orders")], [group])
     assert adapter.publish(numbered("orders", range(10)), 20.0) == [SENT] * 10
     consumer = Reader(adapter.subscribe(["orders"], GROUP, prefetch=50, ordered=ordered))
     held = consumer.take(10)
-    consumer.ack(held[:2])
+    consumer.ack_and_flush(held[:2])
+    server.control("eval", "[Channel ! tick || Channel <- rabbit_channel:list_local()].")
     wait_for(
         lambda: consumer.has_lost(held[2]),
         "the loss of what was held too long",
@@ -363,6 +379,8 @@ def test_an_ack_sent_one_by_one_behind_a_gap_leaves_only_the_gap(
     consumer.ack(held[1::3])
     left = [n for n in range(100) if n % 2 == 0 and n % 3 != 1]
     assert adapter.lag(topic, GROUP) == len(left)
+    # Of many single ones the broker's channel keeps some back until the queue has the others.
+    consumer.subscription.flush()
     consumer.close()
     assert sorted(numbers_of(reader().take_only(len(left)))) == left
 

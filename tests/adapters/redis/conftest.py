@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any, Protocol, TypeAlias
@@ -12,13 +13,16 @@ import redis
 
 from reliable_mq.adapter import AdapterContext, GroupSpec, Subscription, TopicSpec
 from reliable_mq.testing.contract.base import fresh_name
-from reliable_mq_redis import open_adapter
+from reliable_mq_redis import open_adapter, subscription
 from reliable_mq_redis.adapter import RedisAdapter
 from tests.adapters.redis.proxy import Proxy
 from tests.brokers import Redis
 from tests.conftest import OwnServer
 
 Cut: TypeAlias = Callable[[], None]
+
+TIMEOUT = 30.0
+"""Seconds of a publish whose time is not what is tested."""
 
 
 class Open(Protocol):
@@ -142,6 +146,14 @@ def subscribe(adapter: RedisAdapter, resources: ExitStack) -> Subscribe:
     return make
 
 
+def replicas_online(server: Redis) -> int:
+    """Return how many replicas have caught up with a server: none that still gets its copy."""
+    with redis.Redis.from_url(server.url) as client:
+        facts: dict[str, Any] = client.info("replication")
+    replicas = [each for name, each in facts.items() if re.fullmatch(r"slave\d+", name)]
+    return sum(each["state"] == "online" for each in replicas)
+
+
 @pytest.fixture
 def alone(own_server: OwnServer) -> Redis:
     """A server whose settings the test may change."""
@@ -174,6 +186,12 @@ def cut(raw: Any) -> Cut:
                 raw.client_kill_filter(_id=client["id"])
 
     return kill
+
+
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A close hands over however long it takes: on a busy machine two seconds may be too few."""
+    monkeypatch.setattr(subscription, "CLOSING", 60.0)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ class Proxy:
         self._requests = threading.Event()
         self._replies.set()
         self._requests.set()
+        self._held = False
         self._closed = False
         self._sockets: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept)]
@@ -30,7 +31,13 @@ class Proxy:
 
     def hold_requests(self) -> None:
         """Keep requests back, until ``go_on``: even if their client is gone by then."""
+        self._held = False
         self._requests.clear()
+
+    @property
+    def holds_some(self) -> bool:
+        """Tell whether it has requests since they are kept back."""
+        return self._held
 
     def go_on(self) -> None:
         """Forward everything again, what was held back first."""
@@ -64,6 +71,8 @@ class Proxy:
 
     def _forward(self, client: socket.socket, server: socket.socket) -> None:
         for data in _chunks(client):
+            if not self._requests.is_set():
+                self._held = True
             self._requests.wait()
             with contextlib.suppress(OSError):
                 server.sendall(data)

@@ -21,7 +21,7 @@ from reliable_mq.testing.contract.readers import Reader
 from reliable_mq.testing.contract.waiting import wait_for
 from reliable_mq_redis import keys
 from reliable_mq_redis.adapter import RedisAdapter
-from tests.adapters.redis.conftest import Open
+from tests.adapters.redis.conftest import TIMEOUT, Open
 from tests.brokers import Redis
 
 Fill = Callable[[], None]
@@ -103,13 +103,13 @@ def test_a_full_server_stores_nothing_and_takes_the_messages_later(
     batch = numbered(TOPIC, range(5))
     fill()
     before = set(raw.keys())
-    first, *others = adapter.publish(batch, 5.0)
+    first, *others = adapter.publish(batch, TIMEOUT)
     assert is_out_of_memory(first)
     assert all(isinstance(outcome, Unknown) for outcome in others)
     assert raw.xlen(STREAM) == 0
     assert set(raw.keys()) == before
     raw.config_set("maxmemory", "0")
-    assert adapter.publish(batch, 5.0) == [SENT] * 5
+    assert adapter.publish(batch, TIMEOUT) == [SENT] * 5
 
 
 class Backlog:
@@ -126,7 +126,7 @@ class Backlog:
     def publish(self) -> bool:
         """Publish a few, as a relay does; return whether the server took them all."""
         batch = list(self._waiting)[:20]
-        outcomes = self._adapter.publish(batch, 5.0)
+        outcomes = self._adapter.publish(batch, TIMEOUT)
         for outcome in outcomes:
             if outcome != SENT:
                 assert is_out_of_memory(outcome)
@@ -170,7 +170,7 @@ def test_members_join_and_handle_and_trim_on_a_server_that_stays_full(
     adapter: RedisAdapter, join: Join, fill: Fill, raw: Any, *, ordered: bool
 ) -> None:
     declare(adapter, ordered=ordered)
-    assert adapter.publish(numbered(TOPIC, range(300)), 5.0) == [SENT] * 300
+    assert adapter.publish(numbered(TOPIC, range(300)), TIMEOUT) == [SENT] * 300
     fill()
     consumer = join(ordered=ordered)
     consumer.ack(consumer.take(100))
@@ -179,14 +179,14 @@ def test_members_join_and_handle_and_trim_on_a_server_that_stays_full(
     wait_for(lambda: raw.xlen(STREAM) == 0, "the trimming", meanwhile=consumer.idle)
     assert numbers_of(consumer.received) == list(range(300))
     assert not consumer.lost
-    assert is_out_of_memory(adapter.publish(numbered(TOPIC, [300]), 5.0)[0])
+    assert is_out_of_memory(adapter.publish(numbered(TOPIC, [300]), TIMEOUT)[0])
 
 
 def test_on_a_full_server_partitions_change_hands_in_order(
     adapter: RedisAdapter, join: Join, fill: Fill
 ) -> None:
     declare(adapter, ordered=True)
-    assert adapter.publish(numbered(TOPIC, range(10)), 5.0) == [SENT] * 10
+    assert adapter.publish(numbered(TOPIC, range(10)), TIMEOUT) == [SENT] * 10
     fill()
     first = join(ordered=True)
     taken = first.take(10)
@@ -227,7 +227,7 @@ def test_on_a_full_server_entries_are_released_and_taken_by_another_member(
     adapter: RedisAdapter, join: Join, fill: Fill, raw: Any
 ) -> None:
     declare(adapter)
-    assert adapter.publish(numbered(TOPIC, range(10)), 5.0) == [SENT] * 10
+    assert adapter.publish(numbered(TOPIC, range(10)), TIMEOUT) == [SENT] * 10
     fill()
     first, second = join(ordered=False), join(ordered=False)
     taken = first.take(10)
@@ -253,7 +253,7 @@ def test_a_process_that_starts_while_the_server_is_full_declares_and_consumes(
     ordered: bool,
 ) -> None:
     declare(adapter, ordered=ordered)
-    assert adapter.publish(numbered(TOPIC, range(10)), 5.0) == [SENT] * 10
+    assert adapter.publish(numbered(TOPIC, range(10)), TIMEOUT) == [SENT] * 10
     fill()
     # As after a restart of the server: it knows no script.
     raw.script_flush()

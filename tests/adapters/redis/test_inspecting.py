@@ -12,7 +12,7 @@ from reliable_mq.testing.contract.messages import numbered
 from reliable_mq.testing.contract.waiting import wait_for
 from reliable_mq_redis.adapter import RedisAdapter
 from reliable_mq_redis.inspect import _version
-from tests.adapters.redis.conftest import Open
+from tests.adapters.redis.conftest import TIMEOUT, Open, replicas_online
 from tests.brokers import Redis
 from tests.conftest import OwnServer
 
@@ -112,7 +112,7 @@ def test_wait_is_compared_with_the_replicas_there_are(start: Start, open_one: Op
     careless, waiting = open_one(server.url), open_one(server.url, query="wait=1")
     assert findings(waiting) == [("redis-wait", Severity.ERROR)]
     replicas = [start(replicaof=f"127.0.0.1 {server.port()}") for _ in range(2)]
-    wait_for(lambda: _replicas_of(server) == 2, "two replicas")
+    wait_for(lambda: replicas_online(server) == 2, "two replicas")
     assert findings(open_one(server.url, query="wait=2")) == []
     assert findings(waiting) == [("redis-wait-for-some", Severity.INFO)]
     asynchronous = ("redis-asynchronous", Severity.WARNING)
@@ -132,10 +132,10 @@ def test_a_server_that_refuses_writes_for_want_of_replicas_is_an_error(
     server = start()
     adapter = open_one(server.url)
     adapter.declare([TopicSpec(name="t")], [])
-    assert adapter.publish(numbered("t", [1]), 10.0) == [SENT]
+    assert adapter.publish(numbered("t", [1]), TIMEOUT) == [SENT]
     with redis.Redis.from_url(server.url) as client:
         client.config_set("min-replicas-to-write", 1)
-    (outcome,) = adapter.publish(numbered("t", [2]), 10.0)
+    (outcome,) = adapter.publish(numbered("t", [2]), TIMEOUT)
     assert "NOREPLICAS" in str(outcome)
     assert findings(adapter) == [("redis-too-few-replicas", Severity.ERROR)]
 
@@ -146,11 +146,6 @@ def test_a_version_without_the_commands_that_are_needed_is_an_error(version: str
     assert finding.severity is Severity.ERROR
     assert (version or "unknown") in finding.what
     assert [*_version("redis", {"redis_version": "6.2.0"})] == []
-
-
-def _replicas_of(server: Redis) -> int:
-    with redis.Redis.from_url(server.url) as client:
-        return int(client.info("replication")["connected_slaves"])
 
 
 def test_what_may_not_be_looked_at_is_said_and_known_from_elsewhere_where_it_can_be(

@@ -15,12 +15,13 @@ from reliable_mq.testing.contract.messages import (
     numbers_of,
     one_key_per_partition,
 )
+from reliable_mq.testing.contract.service import services
 from reliable_mq.testing.contract.waiting import Deadline, wait_for
 from reliable_mq_redis import keys, scripts
 from reliable_mq_redis.adapter import RedisAdapter
 from reliable_mq_redis.leases import Leases
 from reliable_mq_redis.link import Command, Reply
-from tests.adapters.redis.conftest import Cut, Declare, Open, Subscribe
+from tests.adapters.redis.conftest import TIMEOUT, Cut, Declare, Open, Subscribe
 
 SHORT = 1.0
 
@@ -44,6 +45,17 @@ def owners(raw: Any, topic: str, partitions: int) -> list[bytes]:
     return [raw.hget(keys.own(topic, "billing", n), "owner") or b"" for n in range(partitions)]
 
 
+def lease_of(raw: Any, topic: str) -> int:
+    """Return when the lease of partition 0 ends: milliseconds of the server's clock."""
+    return int(raw.hget(keys.own(topic, "billing", 0), "until"))
+
+
+def time_of(raw: Any) -> int:
+    """Return the time of the server's clock in milliseconds."""
+    seconds, microseconds = raw.time()
+    return int(seconds * 1000 + microseconds // 1000)
+
+
 def pending_of(raw: Any, topic: str) -> dict[bytes, bytes]:
     """Return the consumer of each pending entry of partition 0."""
     found = raw.xpending_range(keys.stream(topic, 0), "billing", "-", "+", 1000)
@@ -62,7 +74,7 @@ def test_a_read_of_a_former_owner_takes_nothing(
     adapter: RedisAdapter, declare: Declare, subscribe: Subscribe, raw: Any
 ) -> None:
     topic = declare(ordered=True)
-    adapter.publish(numbered(topic, range(20)), 5.0)
+    adapter.publish(numbered(topic, range(20)), TIMEOUT)
     former = subscribe(topic, ordered=True, prefetch=5)
     taken = receive(former, 5)
     own, stream = keys.own(topic, "billing", 0), keys.stream(topic, 0)
@@ -90,7 +102,7 @@ def test_a_member_that_lost_its_partition_reports_it_and_settles_nothing(
     adapter: RedisAdapter, declare: Declare, subscribe: Subscribe, raw: Any
 ) -> None:
     topic = declare(ordered=True)
-    adapter.publish(numbered(topic, range(10)), 5.0)
+    adapter.publish(numbered(topic, range(10)), TIMEOUT)
     former = subscribe(topic, ordered=True)
     taken = receive(former, 10)
     raw.hset(keys.own(topic, "billing", 0), mapping={"owner": "another", "epoch": "99"})
@@ -121,72 +133,92 @@ def test_what_is_handed_over_is_taken_long_before_its_lease_ends(
     adapter: RedisAdapter, open_one: Open, declare: Declare, subscribe: Subscribe
 ) -> None:
     topic = declare(ordered=True)
-    adapter.publish(numbered(topic, range(10)), 5.0)
+    adapter.publish(numbered(topic, range(10)), TIMEOUT)
     first = subscribe(topic, ordered=True, adapter=open_one(lease=3600))
     taken = receive(first, 10)
     first.ack(taken[:3])
     second = subscribe(topic, ordered=True, adapter=open_one(lease=3600))
     assert not second.receive(10, 0.1).deliveries
     first.hand_over(taken[0].partition)
-    (lost,) = first.receive(0, 0.0).lost
-    assert (lost.partition, lost.epoch) == (taken[0].partition, taken[0].epoch)
+    # Nothing of the first before: it takes the partition back where nobody does for a second.
     again = receive(second, 7)
     assert numbers_of(again) == list(range(3, 10))
     assert all(one.redelivered and one.epoch > taken[0].epoch for one in again)
+    (lost,) = first.receive(0, 0.0).lost
+    assert (lost.partition, lost.epoch) == (taken[0].partition, taken[0].epoch)
     second.close()
     assert numbers_of(receive(first, 7)) == list(range(3, 10))
 
 
 def test_a_silent_owner_is_replaced_after_one_lease_and_not_before(
-    adapter: RedisAdapter, open_one: Open, declare: Declare, subscribe: Subscribe
+    adapter: RedisAdapter, open_one: Open, declare: Declare, subscribe: Subscribe, raw: Any
 ) -> None:
     topic, lease = declare(ordered=True), 3 * SHORT
-    adapter.publish(numbered(topic, [0]), 5.0)
+    adapter.publish(numbered(topic, [0]), TIMEOUT)
     silent = subscribe(topic, ordered=True, adapter=open_one(lease=lease))
     heir = subscribe(topic, ordered=True, adapter=open_one(lease=lease))
     receive(silent, 1)
-    early, late = Deadline(0.8 * lease), Deadline(1.8 * lease)
-    while not early.passed:
-        assert not heir.receive(10, 0.1).deliveries
-    assert numbers_of(receive(heir, 1, seconds=10)) == [0]
-    assert not late.passed
+    over = lease_of(raw, topic)
+    in_vain: list[int] = []
+
+    def take_over() -> Sequence[Received]:
+        begun = time_of(raw)
+        taken = heir.receive(10, 0.1).deliveries
+        if not taken:
+            in_vain.append(begun)
+        return taken
+
+    taken = wait_for(take_over, "the take-over", meanwhile=lambda: None)
+    assert numbers_of(taken) == [0]
+    # The heir's lease began when it took over, and it has not renewed it yet.
+    assert lease_of(raw, topic) - round(lease * 1000) >= over
+    # It tries every half a second, and each call in vain takes a tenth.
+    assert len([begun for begun in in_vain if begun >= over]) <= 6
     assert silent.receive(10, 0.1).lost
 
 
 def test_an_owner_with_nothing_in_flight_keeps_its_partition_by_being_served(
     adapter: RedisAdapter, open_one: Open, declare: Declare, subscribe: Subscribe, raw: Any
 ) -> None:
-    topic = declare(ordered=True)
-    owner = subscribe(topic, ordered=True, adapter=open_one(lease=SHORT))
-    owner.receive(10, 0.1)
-    before = raw.hgetall(keys.own(topic, "billing", 0))
-    rival = subscribe(topic, ordered=True, adapter=open_one(lease=SHORT))
-    deadline = Deadline(2.5 * SHORT)
-    while not deadline.passed:
-        idle([owner, rival])
-    after = raw.hgetall(keys.own(topic, "billing", 0))
-    assert (after[b"owner"], after[b"epoch"]) == (before[b"owner"], before[b"epoch"])
+    mine, others = open_one(lease=SHORT), open_one(lease=SHORT)
+    for service in services(within=SHORT / 3):
+        topic = declare(ordered=True)
+        own = keys.own(topic, "billing", 0)
+        owner = subscribe(topic, ordered=True, adapter=mine)
+        owner.receive(10, 0.1)
+        before = raw.hmget(own, "owner", "epoch")
+        rival = subscribe(topic, ordered=True, adapter=others)
+        enough = Deadline(2.5 * SHORT)
+        while service.in_time and not enough.passed:
+            service.begin()
+            idle([owner, rival])
+            after = raw.hmget(own, "owner", "epoch")
+            assert after == before or not service.in_time
 
 
 def test_keep_alive_alone_keeps_the_lease(
     adapter: RedisAdapter, open_one: Open, declare: Declare, subscribe: Subscribe
 ) -> None:
-    topic = declare(ordered=True)
-    adapter.publish(numbered(topic, range(3)), 5.0)
-    owner = subscribe(topic, ordered=True, adapter=open_one(lease=SHORT))
-    taken = receive(owner, 3)
-    rival = subscribe(topic, ordered=True, adapter=open_one(lease=SHORT))
-    deadline = Deadline(2.5 * SHORT)
-    while not deadline.passed:
-        owner.keep_alive(taken)
-        assert not rival.receive(10, 0.1).deliveries
+    mine, others = open_one(lease=SHORT), open_one(lease=SHORT)
+    for service in services(within=SHORT / 3):
+        topic = declare(ordered=True)
+        adapter.publish(numbered(topic, range(3)), TIMEOUT)
+        owner = subscribe(topic, ordered=True, adapter=mine)
+        taken = receive(owner, 3)
+        rival = subscribe(topic, ordered=True, adapter=others)
+        enough = Deadline(2.5 * SHORT)
+        while service.in_time and not enough.passed:
+            service.begin()
+            owner.keep_alive(taken)
+            robbed = rival.receive(10, 0.1).deliveries
+            assert not (robbed and service.in_time)
 
 
 def test_a_lease_of_a_server_whose_clock_was_set_back_is_taken_all_the_same(
     adapter: RedisAdapter, open_one: Open, declare: Declare, subscribe: Subscribe, raw: Any
 ) -> None:
     topic = declare(ordered=True)
-    adapter.publish(numbered(topic, [0]), 5.0)
+    adapter.publish(numbered(topic, [0]), TIMEOUT)
     raw.hset(
         keys.own(topic, "billing", 0),
         mapping={"owner": "dead", "epoch": "7", "until": "9999999999999"},
@@ -200,7 +232,7 @@ def test_an_epoch_is_never_used_twice_even_if_the_server_forgot_it(
     adapter: RedisAdapter, open_one: Open, declare: Declare, subscribe: Subscribe, raw: Any
 ) -> None:
     topic = declare(ordered=True)
-    adapter.publish(numbered(topic, range(2)), 5.0)
+    adapter.publish(numbered(topic, range(2)), TIMEOUT)
     owner = subscribe(topic, ordered=True)
     taken = receive(owner, 2)
     for _ in range(3):
@@ -218,7 +250,7 @@ def test_a_broken_connection_begins_a_new_epoch_at_the_first_unacknowledged(
     adapter: RedisAdapter, declare: Declare, subscribe: Subscribe, cut: Cut
 ) -> None:
     topic = declare(ordered=True)
-    adapter.publish(numbered(topic, range(30)), 5.0)
+    adapter.publish(numbered(topic, range(30)), TIMEOUT)
     owner = subscribe(topic, ordered=True, prefetch=20)
     taken = receive(owner, 20)
     owner.ack([*taken[:5], taken[9]])
@@ -238,7 +270,7 @@ def test_entries_deleted_while_pending_hold_nothing_up(
     adapter: RedisAdapter, declare: Declare, subscribe: Subscribe, raw: Any
 ) -> None:
     topic = declare(ordered=True)
-    adapter.publish(numbered(topic, range(6)), 5.0)
+    adapter.publish(numbered(topic, range(6)), TIMEOUT)
     owner = subscribe(topic, ordered=True)
     taken = receive(owner, 4)
     raw.xdel(keys.stream(topic, 0), *(one.receipt for one in taken[:3]), taken[3].receipt)
@@ -266,6 +298,7 @@ def test_a_partition_handed_over_is_left_to_the_others_for_a_moment() -> None:
 # --- shares ------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_partitions_are_shared_fairly_and_again_when_a_member_leaves(
     open_one: Open, declare: Declare, subscribe: Subscribe, raw: Any
 ) -> None:
@@ -308,7 +341,7 @@ def test_the_partition_with_the_least_in_flight_is_given_up_for_balance(
 ) -> None:
     topic = declare(partitions=2, ordered=True)
     busy, _ = one_key_per_partition(2)
-    adapter.publish([message(topic, key=busy) for _ in range(10)], 5.0)
+    adapter.publish([message(topic, key=busy) for _ in range(10)], TIMEOUT)
     first = subscribe(topic, ordered=True)
     taken = receive(first, 10)
     second = subscribe(topic, ordered=True, adapter=open_one())

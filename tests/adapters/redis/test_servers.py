@@ -17,13 +17,19 @@ from reliable_mq.adapter import SENT, GroupSpec, TopicSpec, Unknown
 from reliable_mq.errors import ConfigurationError, TransportError
 from reliable_mq.testing.contract.messages import message, number_of, numbered
 from reliable_mq.testing.contract.waiting import wait_for
+from reliable_mq_redis import client as clients
 from reliable_mq_redis import rights
 from reliable_mq_redis.adapter import RedisAdapter
-from tests.adapters.redis.conftest import Open
+from tests.adapters.redis.conftest import TIMEOUT, Open, replicas_online
 from tests.brokers import Redis, Server
 from tests.conftest import OwnServer
 
 SLOTS = 16384
+CALL = 8.0
+SHARED: dict[str, object] = {"socket_timeout": CALL, "socket_connect_timeout": 30.0}
+"""Time of a whole call, which those that are asked for the way share: half of it for each of two.
+One that is silent would take all of it if only the time-out of its connection ended the wait; the
+next is asked even then, and may be quick enough."""
 ROOT = Path(__file__).parents[3]
 
 # --- servers the toolkit does not know ----------------------------------------------------------
@@ -50,7 +56,8 @@ class Sentinel(Redis):
         (self.folder / "sentinel.conf").write_text(
             f"port {self.port()}\nbind 127.0.0.1\n"
             f"sentinel monitor orders 127.0.0.1 {primary} 1\n"
-            "sentinel down-after-milliseconds orders 500\n"
+            # No primary is taken for dead before a test has killed it.
+            "sentinel down-after-milliseconds orders 60000\n"
             "sentinel failover-timeout orders 3000\n"
         )
 
@@ -99,7 +106,7 @@ def use(adapter: RedisAdapter, *topics: str, ordered: bool = False) -> None:
         [GroupSpec(topic=topic, group="billing", ordered=ordered) for topic in topics],
     )
     batch = [one for topic in topics for one in numbered(topic, range(300))]
-    assert adapter.publish(batch, 10.0) == [SENT] * len(batch)
+    assert adapter.publish(batch, TIMEOUT) == [SENT] * len(batch)
     consumer = adapter.subscribe(topics, "billing", prefetch=100, ordered=ordered)
     seen: dict[str, list[int]] = {topic: [] for topic in topics}
 
@@ -130,6 +137,8 @@ def cluster(start: Callable[[Redis], Redis]) -> list[Redis]:
         )
     wait_for(lambda: all(map(_is_whole, clients)), "the cluster")
     for client in clients:
+        # Short until here, for it is also how long a node waits before it joins.
+        client.config_set("cluster-node-timeout", 60_000)
         client.close()
     return nodes
 
@@ -162,9 +171,9 @@ def test_a_slot_that_moves_is_followed(cluster: list[Redis], open_one: Open) -> 
     consumer = adapter.subscribe(["t"], "billing", prefetch=10, ordered=False)
     consumer.receive(10, 0.1)
     _move_slot(cluster, "{t}")
-    outcomes = adapter.publish([message("t")], 5.0)
+    outcomes = adapter.publish([message("t")], TIMEOUT)
     assert all(isinstance(one, Unknown) and "MOVED" in one.cause for one in outcomes)
-    assert adapter.publish([message("t")], 5.0) == [SENT]
+    assert adapter.publish([message("t")], TIMEOUT) == [SENT]
     with pytest.raises(TransportError):
         consumer.receive(10, 5.0)
     assert len(consumer.receive(10, 5.0).deliveries) == 1
@@ -211,11 +220,16 @@ def test_a_fail_over_is_followed(start: Callable[[Redis], Redis], open_one: Open
     sentinel = start(Sentinel({"primary": str(primary.port())}))
     with redis.Redis(port=sentinel.port()) as client:
         wait_for(lambda: client.sentinel_slaves("orders"), "the replica at the sentinel")
+    # A sentinel has it in its list before it has its first copy.
+    wait_for(lambda: replicas_online(primary) == 1, "the replica's copy")
     url = f"redis+sentinel://127.0.0.1:1,127.0.0.1:{sentinel.port()}/orders/0"
-    adapter = open_one(url, query="wait=1", client_options={"socket_connect_timeout": 1.0})
+    adapter = open_one(url, query="wait=1")
     adapter.declare([TopicSpec(name="t", partitions=1)], [GroupSpec(topic="t", group="billing")])
-    assert adapter.publish(numbered("t", range(100)), 10.0) == [SENT] * 100
+    before = numbered("t", range(100))
+    wait_for(lambda: adapter.publish(before, TIMEOUT) == [SENT] * 100, "the replica's confirmation")
     primary.kill()
+    with redis.Redis(port=sentinel.port()) as client:
+        client.execute_command("SENTINEL", "SET", "orders", "down-after-milliseconds", 500)
     after = open_one(url, client_options={"socket_connect_timeout": 1.0})
     batch = numbered("t", range(100, 200))
     wait_for(lambda: after.publish(batch, 2.0) == [SENT] * 100, "the new primary")
@@ -258,11 +272,11 @@ def test_a_sentinel_that_is_silent_leaves_the_others_their_turn(
 ) -> None:
     sentinel = start(Sentinel({"primary": str(redis_server.port())}))
     place = f"127.0.0.1:{sentinel.port()}"
-    adapter = open_one(
-        f"redis+sentinel://{silent},{place}/orders", client_options={"socket_timeout": 2.0}
-    )
+    adapter = open_one(f"redis+sentinel://{silent},{place}/orders", client_options=SHARED)
+    begin = time.monotonic()
     adapter.declare([TopicSpec(name=unique)], [])
-    assert adapter.publish([message(unique)], 30.0) == [SENT]
+    assert time.monotonic() - begin < CALL
+    assert adapter.publish([message(unique)], TIMEOUT) == [SENT]
 
 
 def test_a_sentinel_cut_off_with_a_dead_primary_is_not_believed_for_ever(
@@ -274,18 +288,19 @@ def test_a_sentinel_cut_off_with_a_dead_primary_is_not_believed_for_ever(
     with pytest.raises(TransportError):
         adapter.declare([TopicSpec(name=unique)], [])
     adapter.declare([TopicSpec(name=unique)], [])
-    assert adapter.publish([message(unique)], 30.0) == [SENT]
+    assert adapter.publish([message(unique)], TIMEOUT) == [SENT]
 
 
 def test_a_node_that_is_silent_leaves_the_others_their_turn(
     cluster: list[Redis], open_one: Open, silent: str
 ) -> None:
     adapter = open_one(
-        f"redis+cluster://{silent},127.0.0.1:{cluster[0].port()}",
-        client_options={"socket_timeout": 2.0},
+        f"redis+cluster://{silent},127.0.0.1:{cluster[0].port()}", client_options=SHARED
     )
+    begin = time.monotonic()
     adapter.declare([TopicSpec(name="t")], [])
-    assert adapter.publish([message("t")], 30.0) == [SENT]
+    assert time.monotonic() - begin < CALL
+    assert adapter.publish([message("t")], TIMEOUT) == [SENT]
 
 
 @pytest.mark.parametrize("wrong", [{}, {"sentinel_password": "s3cret-wrong"}], ids=["no", "wrong"])
@@ -415,16 +430,20 @@ def test_a_missing_right_is_an_error_at_once_that_names_the_rights(
 
 
 def test_a_server_that_does_not_answer_is_a_transport_error_in_time(
-    own_server: OwnServer, open_one: Open
+    own_server: OwnServer, open_one: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A wait that the option does not bound would be seen, however busy the machine is.
+    for default in ("SOCKET_TIMEOUT", "CONNECT_TIMEOUT"):
+        monkeypatch.setattr(clients, default, 120.0)
     server = own_server("redis")
+    patient = open_one(server.url)
+    patient.declare([TopicSpec(name="t")], [GroupSpec(topic="t", group="billing")])
     adapter = open_one(server.url, client_options={"socket_timeout": 0.5})
-    adapter.declare([TopicSpec(name="t")], [GroupSpec(topic="t", group="billing")])
     server.pause()
     begin = time.monotonic()
     for call in (adapter.inspect, lambda: adapter.lag("t", "billing")):
         with pytest.raises(TransportError):
             call()
-    assert time.monotonic() - begin < 5.0
+    assert time.monotonic() - begin < 60.0
     server.resume()
-    assert adapter.lag("t", "billing") == 0
+    assert patient.lag("t", "billing") == 0

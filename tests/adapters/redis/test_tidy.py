@@ -14,7 +14,7 @@ from reliable_mq.testing.contract.messages import numbered, numbers_of
 from reliable_mq.testing.contract.waiting import wait_for
 from reliable_mq_redis import keys, scripts, tidy
 from reliable_mq_redis.adapter import RedisAdapter
-from tests.adapters.redis.conftest import Declare, Open, Subscribe
+from tests.adapters.redis.conftest import TIMEOUT, Declare, Open, Subscribe
 
 
 def trim(adapter: RedisAdapter, topic: str, retention_ms: int | str = "") -> int:
@@ -44,7 +44,7 @@ def test_only_what_every_group_acknowledged_is_deleted(
     adapter: RedisAdapter, declare: Declare, subscribe: Subscribe, raw: Any
 ) -> None:
     topic = declare("billing", "audit")
-    adapter.publish(numbered(topic, range(10)), 5.0)
+    adapter.publish(numbered(topic, range(10)), TIMEOUT)
     assert trim(adapter, topic) == 0
     billing, audit = subscribe(topic, "billing"), subscribe(topic, "audit")
     billing.ack(take(billing, 10))
@@ -58,7 +58,7 @@ def test_only_what_every_group_acknowledged_is_deleted(
     audit.ack(take(audit, 4))
     assert trim(adapter, topic) == 4
     assert left(raw, topic) == []
-    adapter.publish(numbered(topic, [10]), 5.0)
+    adapter.publish(numbered(topic, [10]), TIMEOUT)
     assert numbers_of(take(billing, 1)) == numbers_of(take(audit, 1)) == [10]
 
 
@@ -97,7 +97,7 @@ def test_a_topic_without_groups_keeps_everything(
     adapter: RedisAdapter, topics: dict[str, TopicSpec], unique: str, raw: Any
 ) -> None:
     adapter.declare([TopicSpec(name=unique)], [])
-    adapter.publish(numbered(unique, range(5)), 5.0)
+    adapter.publish(numbered(unique, range(5)), TIMEOUT)
     assert trim(adapter, unique) == 0
     assert left(raw, unique) == [0, 1, 2, 3, 4]
 
@@ -123,7 +123,7 @@ def test_an_entry_id_beyond_a_lua_number_is_compared_right(
 def test_receiving_trims_in_passing(open_one: Open, declare: Declare, raw: Any) -> None:
     topic = declare()
     adapter = open_one(query="trim=0.1")
-    adapter.publish(numbered(topic, range(500)), 5.0)
+    adapter.publish(numbered(topic, range(500)), TIMEOUT)
     consumer = adapter.subscribe([topic], "billing", prefetch=500, ordered=False)
     consumer.ack(take(consumer, 500))
     wait_for(
@@ -137,7 +137,7 @@ def test_receiving_trims_in_passing(open_one: Open, declare: Declare, raw: Any) 
 def test_trimming_can_be_turned_off(open_one: Open, declare: Declare, raw: Any) -> None:
     topic = declare()
     adapter = open_one(query="trim=0")
-    adapter.publish(numbered(topic, range(5)), 5.0)
+    adapter.publish(numbered(topic, range(5)), TIMEOUT)
     consumer = adapter.subscribe([topic], "billing", prefetch=5, ordered=False)
     consumer.ack(take(consumer, 5))
     consumer.receive(1, 0.3)
@@ -152,7 +152,7 @@ def test_a_long_backlog_is_trimmed_in_bounded_steps(
     monkeypatch.setattr(tidy, "MOST", 100)
     topic = declare()
     adapter = open_one(query="trim=0.1")
-    adapter.publish(numbered(topic, range(2500)), 5.0)
+    adapter.publish(numbered(topic, range(2500)), TIMEOUT)
     consumer = adapter.subscribe([topic], "billing", prefetch=2500, ordered=False)
     taken = take(consumer, 2500)
     consumer.ack(taken)
@@ -246,7 +246,7 @@ def test_lag_is_exact_whatever_was_deleted(
 ) -> None:
     topic = declare("billing", "audit")
     stream = keys.stream(topic, 0)
-    adapter.publish(numbered(topic, range(100)), 5.0)
+    adapter.publish(numbered(topic, range(100)), TIMEOUT)
     billing = subscribe(topic)
     taken = take(billing, 40)
     billing.ack(taken[:30])
@@ -265,7 +265,7 @@ def test_lag_is_exact_where_much_is_unread_and_much_is_kept(
 ) -> None:
     topic = declare("billing", "audit")
     for start in range(0, 9000, 1000):
-        adapter.publish(numbered(topic, range(start, start + 1000)), 5.0)
+        adapter.publish(numbered(topic, range(start, start + 1000)), TIMEOUT)
     billing = subscribe(topic, prefetch=10_000)
     for expected in (8000, 4500, 100, 0):
         billing.ack(take(billing, adapter.lag(topic, "billing") - expected))
