@@ -54,6 +54,6 @@ def ship(parcel: Parcel) -> None:
 if __name__ == "__main__":
     mq.publish_direct(orders, Order(id=1, items=["lamp"]))
     mq.publish_direct(orders, Order(id=2, items=["cup", "vase"]))
-    counts = mq.run_until_idle()
+    counts = mq.run_until_idle(timeout=120)
     print(f"{counts.handled} handled, {counts.retried} retried")
     mq.close()

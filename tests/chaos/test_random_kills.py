@@ -12,6 +12,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ class Member:
 
     def _start(self) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:
+            self._begin = self._log.stat().st_size
             return subprocess.Popen(
                 [sys.executable, str(SCRIPT), self.role], stdout=log, stderr=log
             )
@@ -46,6 +48,10 @@ class Member:
         self._process.kill()
         self._process.wait()
         self._process = self._start()
+
+    def obeys(self) -> bool:
+        """Tell whether it has said who it is: from then on it heeds signals."""
+        return f"reliable-mq {version('reliable-mq')}:".encode() in self._said()[self._begin :]
 
     def exit_code(self) -> int | None:
         return self._process.poll()
@@ -66,7 +72,10 @@ class Member:
             self._process.wait()
 
     def tail(self) -> str:
-        return "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
+        return "\n".join(self._said().decode(errors="replace").splitlines()[-15:])
+
+    def _said(self) -> bytes:
+        return self._log.read_bytes()
 
 
 def produce(mq: ReliableMQ, topic: str, part: int, parts: int) -> None:
@@ -144,6 +153,8 @@ def test_random_kills_lose_nothing_double_nothing_and_keep_the_order(
         try:
             wait_until(lambda: done(engine), "every effect is there")
             wait_until(lambda: at_rest(mq, unique), "nothing waits any more")
+            # One that was started last may be about to begin.
+            wait_until(lambda: all(member.obeys() for member in members), "all can be stopped")
         except TimeoutError as error:
             logs = "\n\n".join(f"{member.role}:\n{member.tail()}" for member in members)
             pytest.fail(f"{error}, {mq.status()}\n{logs}")

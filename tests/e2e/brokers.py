@@ -42,6 +42,15 @@ def quick(kind: str, url: str, *, goes_away: bool = False) -> str:
     return url + _QUICK.get(kind, "") + (_GIVING_UP.get(kind, "") if goes_away else "")
 
 
+def patient(broker: Broker) -> str:
+    """Return its URL with an option that leaves the ownership to who stands still for seconds.
+
+    Only Kafka has one: with the others it is ``consumer.lease``, or the connection.
+    """
+    place = broker.url.partition("?")[0]
+    return f"{place}?session_timeout=30" if broker.kind == "kafka" else broker.url
+
+
 # --- the clients --------------------------------------------------------------------------------
 
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from reliable_mq import ReliableMQ
+
 T = TypeVar("T")
 
 DEADLINE = 120.0
@@ -24,3 +26,12 @@ def until(condition: Callable[[], T], what: object = "", *, seconds: float = DEA
             raise AssertionError(f"not within {seconds:g} s: {shown or 'the condition'}")
         time.sleep(_PAUSE)
     return found
+
+
+def until_handed_back(mq: ReliableMQ, topic: str, count: int) -> None:
+    """Wait until at least *count* messages that nobody holds wait for the group "billing".
+
+    RabbitMQ takes back what a process held some time after its end. Until then another process
+    does not see it, and has nothing to do.
+    """
+    until(lambda: (mq.status().groups[topic, "billing"].lag or 0) >= count, mq.status)

@@ -19,6 +19,8 @@ from tests.brokers import Kafka, variable
 from tests.conftest import started
 
 GROUP = "billing"
+PATIENT = "session_timeout=10"
+"""A member that stands still for seconds, as on a busy machine, stays in its group."""
 
 
 class Open(Protocol):
@@ -28,7 +30,7 @@ class Open(Protocol):
         self,
         url: str | None = None,
         *,
-        query: str = "session_timeout=2",
+        query: str = PATIENT,
         client_options: dict[str, object] | None = None,
         max_message_bytes: int = 1_000_000,
     ) -> KafkaAdapter: ...
@@ -79,7 +81,7 @@ def open_one(
     def make(
         url: str | None = None,
         *,
-        query: str = "session_timeout=2",
+        query: str = PATIENT,
         client_options: dict[str, object] | None = None,
         max_message_bytes: int = 1_000_000,
     ) -> KafkaAdapter:

@@ -178,16 +178,10 @@ class Copying:
     def check(self) -> None:
         """Wait for the last output and the last open transaction; then each is there once."""
         until(lambda: len(set(self.outputs())) == self._sent, self._shown)
-        until(self._nothing_is_open)
+        settle(self.server.bootstrap, f"{self.prefix}-out")
         assert sorted(self.outputs()) == list(range(self._sent)), self._shown()
         topic = f"{self.prefix}-in"
         until(lambda: self._sender._runtime.adapter.lag(topic, self.prefix) == 0)
-
-    def _nothing_is_open(self) -> bool:
-        topic = f"{self.prefix}-out"
-        levels = ("read_committed", "read_uncommitted")
-        stable, end = (_ends(self.server.bootstrap, topic, level) for level in levels)
-        return stable == end
 
     def _shown(self) -> str:
         outputs = Counter(self.outputs())
@@ -214,9 +208,9 @@ def read_all(bootstrap: str, topic: str, isolation: str) -> list[bytes]:
     found: list[bytes] = []
     ended = 0
     try:
-        partitions = len(consumer.list_topics(topic, timeout=30).topics[topic].partitions)
-        consumer.assign([TopicPartition(topic, number, 0) for number in range(partitions)])
-        while ended < partitions:
+        places = _places(consumer, topic)
+        consumer.assign(places)
+        while ended < len(places):
             record = consumer.poll(30)
             assert record is not None, "the reader gets no answer"
             error = record.error()
@@ -236,10 +230,31 @@ def delete(bootstrap: str, topic: str) -> None:
     until(lambda: topic not in client.list_topics(timeout=30).topics, topic)
 
 
+def settle(bootstrap: str, topic: str) -> None:
+    """Wait until no transaction is open in a topic; whoever calls it leaves none open.
+
+    A commit is answered once it is decided. That it was, each partition is told only afterwards;
+    until then a reader of committed messages sees nothing of it.
+    """
+    levels = ("read_committed", "read_uncommitted")
+
+    def settled() -> bool:
+        stable, end = (_ends(bootstrap, topic, level) for level in levels)
+        return stable == end
+
+    until(settled, f"the end of the last transaction in {topic}")
+
+
 def _ends(bootstrap: str, topic: str, isolation: str) -> list[int]:
     consumer = _reader(bootstrap, isolation)
     try:
-        places = [TopicPartition(topic, number) for number in range(PARTITIONS)]
+        places = _places(consumer, topic)
         return [consumer.get_watermark_offsets(place, timeout=30)[1] for place in places]
     finally:
         consumer.close()
+
+
+def _places(consumer: Consumer, topic: str) -> list[TopicPartition]:
+    """Return the beginning of each partition."""
+    partitions = len(consumer.list_topics(topic, timeout=30).topics[topic].partitions)
+    return [TopicPartition(topic, number, 0) for number in range(partitions)]

@@ -177,7 +177,8 @@ def test_what_was_done_behind_an_unfinished_delivery_does_not_come_again_after_a
     topic = declare()
     fill(adapter, topic, range(40))
     # Nobody polls it any more: as good as dead.
-    dead = Reader(subscribe(topic, adapter=open_one(client_options={"max.poll.interval.ms": 2000})))
+    left = open_one(query="session_timeout=6", client_options={"max.poll.interval.ms": 6000})
+    dead = Reader(subscribe(topic, adapter=left))
     dead.ack_and_flush(odd(dead.take(30)))
     heir = Reader(subscribe(topic, adapter=open_one()))
     expected = [number for number in range(40) if number % 2 == 0 or number >= 30]

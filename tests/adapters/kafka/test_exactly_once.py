@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.adapters.kafka.copying import PATIENT, Copying, Program
+from tests.adapters.kafka.copying import PATIENT, Copying, Program, settle
 from tests.brokers import Kafka, variable
 from tests.conftest import started
 from tests.e2e.waiting import until
@@ -159,4 +159,6 @@ def test_an_input_that_cannot_be_decoded_is_a_dead_letter_once_and_the_rest_goes
         killed.wait_for_death()
     copying.start()
     copying.check()
-    assert copying.bodies(f"{copying.prefix}-in.{copying.prefix}.dlq") == [b"no number"]
+    dead = f"{copying.prefix}-in.{copying.prefix}.dlq"
+    settle(copying.server.bootstrap, dead)
+    assert copying.bodies(dead) == [b"no number"]

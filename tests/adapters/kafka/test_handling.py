@@ -24,7 +24,7 @@ def make(kafka_url: str, postgresql_url: str, unique: str) -> Iterator[Make]:
 
         def build(**client_options: object) -> ReliableMQ:
             settings = Settings(
-                broker_url=f"{kafka_url}?session_timeout=2",
+                broker_url=f"{kafka_url}?session_timeout=6",
                 database_url=postgresql_url,  # SQLite has one writer at a time
                 group=unique,
                 client_options=client_options,
@@ -65,7 +65,7 @@ def test_four_keys_of_one_partition_are_handled_at_once_each_in_its_order(
 def test_a_handler_slower_than_the_client_may_wait_is_called_once_and_keeps_its_partition(
     make: Make, unique: str
 ) -> None:
-    mq = make(**{"max.poll.interval.ms": 2000})
+    mq = make(**{"max.poll.interval.ms": 6000})
     calls: list[str] = []
     enough = threading.Event()
 
@@ -73,7 +73,7 @@ def test_a_handler_slower_than_the_client_may_wait_is_called_once_and_keeps_its_
     def handle(number: int, message: Message) -> None:
         calls.append(f"{message.key}:{number}")
         if len(calls) == 1:
-            enough.wait(7.0)  # more than three times as long as it may
+            enough.wait(15.0)  # more than twice as long as it may
 
     send(mq, unique, range(2))
     with mq.running():

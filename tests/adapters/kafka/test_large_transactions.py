@@ -12,7 +12,7 @@ import pytest
 from reliable_mq import Message, ReliableMQ, Settings
 from reliable_mq.adapter import SENT
 from reliable_mq.testing.contract.messages import numbered, one_key_per_partition
-from tests.adapters.kafka.copying import read_all
+from tests.adapters.kafka.copying import read_all, settle
 from tests.brokers import Kafka
 from tests.conftest import started
 from tests.e2e.waiting import until
@@ -71,6 +71,7 @@ def test_what_is_too_much_for_one_transaction_is_stored_by_several(
         stack.enter_context(mq.running())
         until(lambda: mq.status().groups[source, "large"].lag == 0, seconds=200)
         proxy.end()
+        settle(distant.bootstrap, target)
         found = outputs()
     assert sorted(found) == [
         100 * one + number for one in range(PARTITIONS) for number in range(EACH)

@@ -23,6 +23,7 @@ from reliable_mq.testing.contract.readers import Reader
 from reliable_mq.testing.contract.waiting import wait_for
 from reliable_mq_kafka.adapter import KafkaAdapter
 from tests.adapters.kafka.conftest import Declare, Open, Subscribe
+from tests.adapters.kafka.copying import delete
 from tests.brokers import Kafka
 
 TIMEOUT = 20.0
@@ -287,11 +288,12 @@ def test_a_key_that_cannot_be_encoded_is_refused_and_nothing_else(
     assert [type(one) for one in outcomes] == [type(SENT), Refused, type(SENT)]
 
 
-def test_a_topic_that_was_deleted_is_unroutable(adapter: KafkaAdapter, declare: Declare) -> None:
+def test_a_topic_that_was_deleted_is_unroutable(
+    adapter: KafkaAdapter, declare: Declare, kafka_url: str
+) -> None:
     topic = declare()
     assert adapter.publish([message(topic)], TIMEOUT) == [SENT]
-    client, _ = adapter._admin._use()
-    client.delete_topics([topic])[topic].result()
+    delete(kafka_url.partition("://")[2], topic)
     (outcome,) = adapter.publish([message(topic)], 60.0)
     assert isinstance(outcome, Unroutable)
 

@@ -45,13 +45,13 @@ def test_acks_are_committed_while_the_member_is_served_and_only_up_to_the_first_
     reader = Reader(subscribe(topic))
     taken = reader.take(10)
     reader.ack([*taken[:4], *taken[6:]])
-    wait_for(lambda: committed(topic) == 4, "offset 4", seconds=20.0, meanwhile=reader.idle)
+    wait_for(lambda: committed(topic) == 4, "offset 4", meanwhile=reader.idle)
     enough = Deadline(1.5)
     while not enough.passed:
         reader.idle()
     assert committed(topic) == 4
     reader.ack(taken[4:6])
-    wait_for(lambda: committed(topic) == 10, "offset 10", seconds=20.0, meanwhile=reader.idle)
+    wait_for(lambda: committed(topic) == 10, "offset 10", meanwhile=reader.idle)
 
 
 def test_flush_returns_when_the_brokers_have_the_commit(
@@ -97,9 +97,8 @@ def test_a_late_ack_of_a_replaced_owner_moves_nothing(
     topic = declare()
     fill(adapter, topic, range(20))
     # As for a stopped process: nothing of it runs until the group has replaced it.
-    asleep = Reader(
-        subscribe(topic, adapter=open_one(client_options={"max.poll.interval.ms": 2000}))
-    )
+    left = open_one(query="session_timeout=6", client_options={"max.poll.interval.ms": 6000})
+    asleep = Reader(subscribe(topic, adapter=left))
     held = asleep.take(20)
     heir = Reader(subscribe(topic, adapter=open_one()))
     again = heir.take(20)
@@ -121,10 +120,10 @@ def test_a_handler_slower_than_max_poll_interval_keeps_its_partition(
 ) -> None:
     topic = declare()
     fill(adapter, topic, range(3))
-    slow = open_one(client_options={"max.poll.interval.ms": 2000})
+    slow = open_one(query="session_timeout=6", client_options={"max.poll.interval.ms": 6000})
     reader = Reader(subscribe(topic, adapter=slow, prefetch=2))
     taken = reader.take(2)
-    enough = Deadline(5.0)
+    enough = Deadline(15.0)
     while not enough.passed:
         reader.idle()
     assert not reader.lost
@@ -145,15 +144,20 @@ def test_a_full_member_lets_others_in_although_its_client_has_thousands_queued(
     wait_for(
         lambda: second.received,
         "a share for the second member",
-        seconds=15.0,
         meanwhile=lambda: [full.step(), second.step()],
     )
     assert len(full.held) <= 5
 
 
 def test_a_busy_member_commits_and_keeps_what_its_client_has_fetched(
-    adapter: KafkaAdapter, declare: Declare, subscribe: Subscribe, committed: Committed
+    adapter: KafkaAdapter,
+    declare: Declare,
+    subscribe: Subscribe,
+    committed: Committed,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # It would rightly look through what is queued after seconds in which nobody served it.
+    monkeypatch.setattr(Window, "_SECONDS", 3600.0)
     topic = declare()
     fill(adapter, topic, range(3000))
     reader = Reader(subscribe(topic, prefetch=5))
@@ -377,9 +381,16 @@ def test_a_session_that_the_brokers_do_not_accept_is_a_configuration_error(
 
 @pytest.mark.parametrize("how", ["kill", "pause"])
 def test_close_is_bounded_with_acks_that_cannot_be_committed(
-    own: Kafka, open_one: Open, declare: Declare, subscribe: Subscribe, how: str
+    own: Kafka,
+    open_one: Open,
+    declare: Declare,
+    subscribe: Subscribe,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
 ) -> None:
-    adapter = open_one(own.url)
+    # It may take twice as long; the rest of what is allowed below is for a busy machine.
+    monkeypatch.setattr("reliable_mq_kafka.subscription._CLOSE_WITHIN", 1.0)
+    adapter = open_one(own.url, query="session_timeout=2")
     topic = declare(adapter=adapter)
     fill(adapter, topic, range(10))
     reader = Reader(subscribe(topic, adapter=adapter))
@@ -407,15 +418,16 @@ def test_a_flush_that_the_brokers_do_not_answer_is_an_error(
     subscribe: Subscribe,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("reliable_mq_kafka.subscription._FLUSH_WITHIN", 1.0)
-    adapter = open_one(own.url, query="session_timeout=10")
+    adapter = open_one(own.url)
     topic = declare(adapter=adapter)
     fill(adapter, topic, range(2))
     reader = Reader(subscribe(topic, adapter=adapter))
     taken = reader.take(2)
     own.pause()
-    with pytest.raises(TransportError):
-        reader.ack_and_flush(taken)
+    with monkeypatch.context() as patch:
+        patch.setattr("reliable_mq_kafka.subscription._FLUSH_WITHIN", 1.0)
+        with pytest.raises(TransportError):
+            reader.ack_and_flush(taken)
     own.resume()
     reader.ack_and_flush(taken)
 
