@@ -271,13 +271,15 @@ class World:
                 schedule.keep()
             # Where the server of the tables has crashed just now: see Surroundings.keep.
             with suppress(OperationalError):
-                lost = missing(read(mq, self.direct).truth)
-                left = waiting(mq) + sum(map(len, lost.values()))
-                if not left:
+                # The history is long: it is read when it may say that this is the end.
+                if not (left := waiting(mq) or self._missing(mq)):
                     return
                 progress.note(left)
             threading.Event().wait(0.5)
         print(f"not at rest, and no progress for {SETTLE:g} s: {mq.status()}")
+
+    def _missing(self, mq: ReliableMQ) -> int:
+        return sum(map(len, missing(read(mq, self.direct).truth).values()))
 
     def _await_answers(self, mq: ReliableMQ) -> None:
         """Wait until every lag is told: one that is not counts as a message that waits."""

@@ -202,7 +202,7 @@ class Cell:
     def _left(self, service: Service) -> int:
         with suppress(TimeoutError):
             service.wait_idle(5.0)
-        return self._waiting() + sum(map(len, missing(self.truth()).values()))
+        return self._waiting() or sum(map(len, missing(self.truth()).values()))
 
     def _waiting(self) -> int:
         status = self.mq.status()
