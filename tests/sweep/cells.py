@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -194,15 +193,17 @@ class Cell:
         """Run until nothing waits and nothing is missing; the checks say what then still is."""
         with self.mq.running() as service:
             progress = Progress(STILL)
-            while left := self._left(service):
+            while (left := self._left(service)) and not progress.is_over:
                 progress.note(left)
-                if progress.is_over:
-                    return
+                time.sleep(0.05)
 
     def _left(self, service: Service) -> int:
-        with suppress(TimeoutError):
+        busy = 0
+        try:
             service.wait_idle(5.0)
-        return self._waiting() or sum(map(len, missing(self.truth()).values()))
+        except TimeoutError:
+            busy = 1
+        return max(busy, self._waiting() or sum(map(len, missing(self.truth()).values())))
 
     def _waiting(self) -> int:
         status = self.mq.status()

@@ -26,7 +26,7 @@ from reliable_mq.testing.contract.messages import (
     numbers_of,
 )
 from reliable_mq.testing.contract.readers import Reader
-from reliable_mq.testing.contract.service import services
+from reliable_mq.testing.contract.serving import servings
 from reliable_mq.testing.contract.waiting import Deadline, wait_for
 
 
@@ -231,19 +231,19 @@ class ConsumeContract(ContractBase):
     ) -> None:
         lease = self.short_lease
         mine, others = another(lease=lease), another(lease=lease)
-        for service in services(within=lease / 3):
+        for serving in servings(within=lease / 3):
             topic = declare()
             send(adapter, numbered(topic, range(3)))
             holder = reader(topic, adapter=mine)
             holder.take(3)
             rival = reader(topic, adapter=others)
             enough = Deadline(3 * lease)
-            while service.in_time and not enough.passed:
-                service.begin()
+            while serving.in_time and not enough.passed:
+                serving.begin()
                 holder.idle()
                 # On a log the partition may be balanced away, which is no breach.
                 robbed = rival.step(timeout=lease / 10) and not holder.lost
-                assert not (robbed and service.in_time)
+                assert not (robbed and serving.in_time)
             rival.close()
             holder.close()
 

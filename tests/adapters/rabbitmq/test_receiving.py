@@ -15,7 +15,7 @@ from reliable_mq.adapter import SENT, Adapter, GroupSpec, Received, TopicSpec
 from reliable_mq.errors import ConfigurationError, ReliableMQError, TransportError
 from reliable_mq.testing.contract.messages import LIMITS, numbered, numbers_of
 from reliable_mq.testing.contract.readers import Reader
-from reliable_mq.testing.contract.service import services
+from reliable_mq.testing.contract.serving import servings
 from reliable_mq.testing.contract.waiting import Deadline, wait_for
 from reliable_mq_rabbitmq.codec import decode_properties
 from tests.adapters.rabbitmq.conftest import GROUP, Broker
@@ -173,21 +173,21 @@ def test_the_connection_lives_on_while_nobody_receives(
 ) -> None:
     beating = opened(query="?heartbeat=1", instance="holder")
     # The holder's own thread serves it: in time unless the whole process is kept waiting.
-    for attempt, service in enumerate(services(within=1.0)):
+    for attempt, serving in enumerate(servings(within=1.0)):
         topic = declare(f"orders-{attempt}")
         assert adapter.publish(numbered(topic, range(3)), 20.0) == [SENT] * 3
         holder = reader(topic, on=beating)
         held = holder.take(3)
         # Longer than the broker waits for a heartbeat.
         rival, enough = reader(topic), Deadline(4.0)
-        while service.in_time and not enough.passed:
-            service.begin()
+        while serving.in_time and not enough.passed:
+            serving.begin()
             robbed = rival.step()
-            assert not (robbed and service.in_time)
+            assert not (robbed and serving.in_time)
         holder.ack(held)
         holder.step(timeout=0)
         left = adapter.lag(topic, GROUP)
-        assert not ((holder.lost or left) and service.in_time)
+        assert not ((holder.lost or left) and serving.in_time)
 
 
 def test_a_deleted_queue_is_noticed_and_consumed_again_once_it_is_declared(

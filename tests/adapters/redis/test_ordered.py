@@ -15,7 +15,7 @@ from reliable_mq.testing.contract.messages import (
     numbers_of,
     one_key_per_partition,
 )
-from reliable_mq.testing.contract.service import services
+from reliable_mq.testing.contract.serving import servings
 from reliable_mq.testing.contract.waiting import Deadline, wait_for
 from reliable_mq_redis import keys, scripts
 from reliable_mq_redis.adapter import RedisAdapter
@@ -181,7 +181,7 @@ def test_an_owner_with_nothing_in_flight_keeps_its_partition_by_being_served(
     adapter: RedisAdapter, open_one: Open, declare: Declare, subscribe: Subscribe, raw: Any
 ) -> None:
     mine, others = open_one(lease=SHORT), open_one(lease=SHORT)
-    for service in services(within=SHORT / 3):
+    for serving in servings(within=SHORT / 3):
         topic = declare(ordered=True)
         own = keys.own(topic, "billing", 0)
         owner = subscribe(topic, ordered=True, adapter=mine)
@@ -189,29 +189,29 @@ def test_an_owner_with_nothing_in_flight_keeps_its_partition_by_being_served(
         before = raw.hmget(own, "owner", "epoch")
         rival = subscribe(topic, ordered=True, adapter=others)
         enough = Deadline(2.5 * SHORT)
-        while service.in_time and not enough.passed:
-            service.begin()
+        while serving.in_time and not enough.passed:
+            serving.begin()
             idle([owner, rival])
             after = raw.hmget(own, "owner", "epoch")
-            assert after == before or not service.in_time
+            assert after == before or not serving.in_time
 
 
 def test_keep_alive_alone_keeps_the_lease(
     adapter: RedisAdapter, open_one: Open, declare: Declare, subscribe: Subscribe
 ) -> None:
     mine, others = open_one(lease=SHORT), open_one(lease=SHORT)
-    for service in services(within=SHORT / 3):
+    for serving in servings(within=SHORT / 3):
         topic = declare(ordered=True)
         adapter.publish(numbered(topic, range(3)), TIMEOUT)
         owner = subscribe(topic, ordered=True, adapter=mine)
         taken = receive(owner, 3)
         rival = subscribe(topic, ordered=True, adapter=others)
         enough = Deadline(2.5 * SHORT)
-        while service.in_time and not enough.passed:
-            service.begin()
+        while serving.in_time and not enough.passed:
+            serving.begin()
             owner.keep_alive(taken)
             robbed = rival.receive(10, 0.1).deliveries
-            assert not (robbed and service.in_time)
+            assert not (robbed and serving.in_time)
 
 
 def test_a_lease_of_a_server_whose_clock_was_set_back_is_taken_all_the_same(

@@ -15,7 +15,7 @@ from reliable_mq.testing.contract.base import fresh_name
 from reliable_mq.testing.contract.member import Task
 from reliable_mq.testing.contract.messages import number_of, numbered, numbers_of
 from reliable_mq.testing.contract.processes import MemberProcess
-from reliable_mq.testing.contract.service import services
+from reliable_mq.testing.contract.serving import servings
 from reliable_mq.testing.contract.waiting import Deadline, wait_for
 from reliable_mq_redis import scripts
 from reliable_mq_redis.adapter import RedisAdapter
@@ -110,7 +110,7 @@ def test_a_live_handlers_entries_are_kept_and_their_delivery_counts_stay(
 ) -> None:
     lease = 2.4
     mine, others = open_one(lease=lease), open_one(lease=lease)
-    for service in services(within=lease):
+    for serving in servings(within=lease):
         topic = declare()
         adapter.publish(numbered(topic, range(3)), TIMEOUT)
         holder = subscribe(topic, adapter=mine)
@@ -119,15 +119,15 @@ def test_a_live_handlers_entries_are_kept_and_their_delivery_counts_stay(
         assert {count for _, count in before.values()} == {1}
         rival = subscribe(topic, adapter=others)
         for _ in range(4):
-            service.begin()
+            serving.begin()
             holder.keep_alive(taken)
             # As seldom as it is allowed.
             seldom = Deadline(lease / 3)
-            while service.in_time and not seldom.passed:
+            while serving.in_time and not seldom.passed:
                 robbed = rival.receive(10, 0.1).deliveries
-                assert not (robbed and service.in_time)
+                assert not (robbed and serving.in_time)
         after = pending(raw, topic)
-        assert after == before or not service.in_time
+        assert after == before or not serving.in_time
 
 
 def test_delivery_counts_rise_with_each_take_over(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from reliable_mq.testing.contract.waiting import DEADLINE, Deadline
 
 
-class Service:
+class Serving:
     """Watches how often a test serves a holder, while a rival waits for what it holds.
 
     A busy machine may keep the test itself waiting. A holder that is not served meanwhile loses
@@ -38,18 +38,18 @@ class Service:
             self.late = True
 
 
-def services(within: float) -> Iterator[Service]:
-    """Give a service for each attempt, until the holder was served in time through a whole one.
+def servings(within: float) -> Iterator[Serving]:
+    """Give a serving for each attempt, until the holder was served in time through a whole one.
 
-    An attempt begins anew, with a topic of its own, and ends when its service is late.
-    *within* are the seconds from the beginning of one service of the holder to the end of what
+    An attempt begins anew, with a topic of its own, and ends when its serving is late.
+    *within* are the seconds from the beginning of one turn of serving the holder to the end of what
     the rival does before the next.
     """
     deadline = Deadline()
     while not deadline.passed:
-        service = Service(within)
-        yield service
-        if not service.late:
+        serving = Serving(within)
+        yield serving
+        if not serving.late:
             return
     raise AssertionError(
         f"for {DEADLINE:g} s this machine was too busy to serve a holder every {within:g} s"
