@@ -95,14 +95,21 @@ class RabbitSubscription:
         self._await_acks(self._operation_timeout)
 
     def _await_acks(self, timeout: float) -> None:
+        """Wait for those of every queue, whatever becomes of another one's; then raise that."""
         replies = {one: one.connection.request(one.barrier) for one in self._unflushed}
         deadline = time.monotonic() + timeout
+        failure: TransportError | None = None
         for consumer, reply in replies.items():
             try:
                 reply.result(max(0.0, deadline - time.monotonic()))
             except TimeoutError:
-                raise TransportError("RabbitMQ did not answer: acks may be lost") from None
-            self._unflushed.discard(consumer)
+                failure = failure or TransportError("RabbitMQ did not answer: acks may be lost")
+            except TransportError as error:
+                failure = failure or error
+            else:
+                self._unflushed.discard(consumer)
+        if failure is not None:
+            raise failure
 
     def release(self, deliveries: Sequence[Received]) -> None:
         """See :meth:`reliable_mq.adapter.Subscription.release`."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from reliable_mq.adapter import SENT, Adapter
+from reliable_mq.adapter import SENT, Adapter, Received
 from reliable_mq.testing.contract.messages import numbered, numbers_of
 from reliable_mq.testing.contract.readers import Reader
 from reliable_mq_rabbitmq import subscription
@@ -90,3 +91,38 @@ def test_acknowledgements_that_the_broker_holds_back_are_not_lost_by_a_close(
     go_on()
     closing.join()
     assert sorted(numbers_of(reader().take_only(100))) == list(range(0, 200, 2))
+
+
+def test_a_queue_whose_channel_is_gone_costs_the_others_no_acknowledgement_at_a_close(
+    adapter: Adapter,
+    declare: Declare,
+    reader: Read,
+    halt: Halt,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(subscription, "_LEAVE_TIMEOUT", 120.0)
+    topic = declare(partitions=5)
+    count = 5 * 96
+    assert adapter.publish(numbered(topic, range(count), key=None), 60.0) == [SENT] * count
+    consumer = reader()
+    held: dict[str, list[Received]] = defaultdict(list)
+    for delivery in consumer.take(count):
+        held[delivery.partition].append(delivery)
+    gone = sorted(held)[::2]
+    acked = [one for queue in held if queue not in gone for one in held[queue][1::2]]
+    go_on = halt("ra_log_wal")
+    for delivery in acked:
+        consumer.ack([delivery])
+    for queue in gone:
+        consumer.ack(held[queue][:1])
+        consumer.subscription.hand_over(queue)
+    closing = threading.Thread(target=consumer.close)
+    closing.start()
+    go_on()
+    closing.join()
+    # Of the queues that were given up the acknowledgements may have arrived or not.
+    after = reader()
+    back = after.take(count - len(acked) - len(gone))
+    while more := after.step(timeout=1.0):
+        back += more
+    assert not {*numbers_of(back)} & {*numbers_of(acked)}
