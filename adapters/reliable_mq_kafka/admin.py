@@ -18,14 +18,15 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import (
     AdminClient,
+    ClusterMetadata,
     ConfigResource,
-    DescribeClusterResult,
     NewTopic,
     OffsetSpec,
     ResourceType,
     TopicDescription,
 )
 
+from reliable_mq.beside import beside
 from reliable_mq.errors import TransportError
 from reliable_mq_kafka.config import Clients
 from reliable_mq_kafka.errors import error_of, translate
@@ -53,9 +54,10 @@ _PASSING = frozenset(
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
         KafkaError.UNKNOWN_LEADER_EPOCH,
         KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError._PARTIAL,
     }
 )
-"""Something has just been created or has just moved."""
+"""Something has just been created or has just moved, or a broker knows of no brokers yet."""
 
 
 class _PassingError(Exception):
@@ -107,20 +109,29 @@ class Admin:
             unless=frozenset({KafkaError.TOPIC_ALREADY_EXISTS}),
         )
 
-    def broker_ids(self) -> list[int]:
-        """Return the brokers that are there."""
-        return [node.id for node in self._cluster().nodes]
+    def broker_ids(self, topic: str) -> list[int]:
+        """Return the brokers that are there; *topic* is any that the user may know of."""
+        return list(self._cluster(topic).brokers)
 
-    def cluster_id(self) -> str | None:
-        """Return which cluster answers; None where it does not tell."""
-        return self._cluster().cluster_id
+    def cluster_id(self, topic: str) -> str | None:
+        """Return which cluster answers, None where it does not tell; *topic* as above."""
+        return self._cluster(topic).cluster_id
 
-    def _cluster(self) -> DescribeClusterResult:
-        found: DescribeClusterResult = self._one(
-            lambda client: client.describe_cluster(request_timeout=self._timeout),
+    def _cluster(self, topic: str) -> ClusterMetadata:
+        # Not describe_cluster: in librdkafka 2.16 it ends the process where a broker names none,
+        # as one does whose controller has not heard from it for a while
+        # (rd_kafka_DescribeClusterResponse_parse returns an error without an error code).
+        def ask(client: AdminClient) -> ClusterMetadata:
+            found = client.list_topics(topic, timeout=self._timeout)
+            if not found.brokers:
+                raise _PassingError(KafkaError(KafkaError._PARTIAL, "no broker is ready"))
+            return found
+
+        # Beside: it blocks, and what the client learns meanwhile comes with its poll.
+        return self._one(
+            lambda client: beside(lambda: ask(client), "reliable-mq-kafka-cluster"),
             "cannot look the brokers up",
         )
-        return found
 
     # --- offsets ---
 

@@ -109,7 +109,12 @@ class Clients:
 
     def admin(self, health: Health) -> AdminClient:
         """Return a new client for administration."""
-        properties = {**self._common(), **self._chosen, "error_cb": health.on_error}
+        properties: Properties = {
+            **self._common(),
+            **self._chosen,
+            "allow.auto.create.topics": False,
+            "error_cb": health.on_error,
+        }
         with translated("cannot make a client"):
             return AdminClient(properties, logger=_LOG)
 

@@ -37,7 +37,7 @@ def declare(
     existing = admin.describe(spec.name for spec in topics)
     missing = [spec for spec in topics if spec.name not in existing]
     if missing:
-        replicas = min(_MAX_REPLICAS, len(admin.broker_ids()))
+        replicas = min(_MAX_REPLICAS, len(admin.broker_ids(missing[0].name)))
         admin.create([_new_topic(spec, replicas, message_bytes) for spec in missing])
         existing |= _await_leaders(admin, {spec.name for spec in missing})
     for spec in topics:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from confluent_kafka import Uuid
@@ -116,11 +116,13 @@ class Identities:
             with self._lock:
                 self._due = 0.0
 
-    def _look_at(self, topics: Iterable[str]) -> bool:
+    def _look_at(self, topics: Sequence[str]) -> bool:
         """Ask for *topics*; return whether there is nothing to be asked again soon."""
+        if not topics:
+            return True
         try:
             # Before the topics: the ids of another cluster must not be taken for this one's.
-            cluster = self._admin.cluster_id()
+            cluster = self._admin.cluster_id(topics[0])
         except ReliableMQError as error:
             log.debug("the ids of topics are not known: %s", error)
             return False

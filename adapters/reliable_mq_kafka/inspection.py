@@ -45,8 +45,9 @@ class Inspection:
 
         Raises where no broker can be reached, or the login is refused.
         """
-        brokers = self._admin.broker_ids()
-        described = self._describe([*topics, *_INTERNAL])
+        names = [*topics, *_INTERNAL]
+        brokers = self._admin.broker_ids(names[0])
+        described = self._describe(names)
         found = [*self._of_brokers(brokers, described)]
         found += [missing(name) for name in sorted(topics) if name not in described]
         for name, description in sorted(described.items()):

@@ -82,6 +82,13 @@ class _Field:
         query = "SELECT count(DISTINCT owner) FROM reliable_mq_lease WHERE kind = 'relay'"
         return self._number(query)
 
+    def wait_until_sent(self, topic: OnKafka, count: int) -> None:
+        """Return once so many messages are on Kafka.
+
+        Kafka is asked: to count the rows that wait takes the database as long as to send them.
+        """
+        _until(lambda: kafka.stored(self.broker, topic.topic) >= count)
+
     def waiting(self) -> int:
         """Return how many rows wait."""
         return self._number("SELECT count(*) FROM reliable_mq_outbox")
@@ -123,6 +130,7 @@ class RelayProcesses(_ScaleRow):
             with field.processes(name, side, number, **field.where(topic)) as children:
                 _until(lambda: field.lease_holders() == number)
                 outboxes.fill_at_once(topic.topic)
+                field.wait_until_sent(topic, count)
                 _until(lambda: field.waiting() == 0)
                 figures = together(field.end(children))
             Tally.of(topic.read(count), count, KEYS).check(ordered=True)
@@ -183,14 +191,14 @@ class Backlog(_ScaleRow):
             outboxes.empty()
             outboxes.fill_at_once(topic.topic, waiting // self._LEAST)
             side, name = "benchmarks.ours.relay:share", f"ours {waiting:,} waiting"
-            left = max(0, waiting - self._SENT)
+            sent = min(waiting, self._SENT)
             with ExitStack() as stack:
                 if snapshot:
                     old = stack.enter_context(connect(field.database))
                     old.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
                     old.execute("SELECT count(*) FROM reliable_mq_lease")
                 with field.processes(name, side, 1, **field.where(topic)) as children:
-                    _until(lambda: field.waiting() <= left)
+                    field.wait_until_sent(topic, sent)
                     figures = together(field.end(children))
             outboxes.empty()
             topic.remove()

@@ -21,7 +21,7 @@ class Brokers:
         self._answers = list(answers)
         self.cluster: str | None = HERE
 
-    def cluster_id(self) -> str | None:
+    def cluster_id(self, topic: str) -> str | None:
         return self.cluster
 
     def describe(self, topics: list[str]) -> dict[str, Any]:
