@@ -111,6 +111,9 @@ class Reader:
         self.left_some = False
         """Whether more may be waiting than what the last read brought."""
         self._statements: dict[bool, TypedReturnsRows[Any]] = {}
+        # Of its own, and of the present slots: compiled, a union of 64 takes megabytes, and the
+        # engine would keep one for each share of the slots that there has been.
+        self._compiled: dict[Any, Any] = {}
         # Every message goes through it, and one that nothing else delays waits for it.
         self._direct: Direct | None = None
         dialect = store.engine.dialect
@@ -153,6 +156,7 @@ class Reader:
                 self._direct = Direct(self._lateral(False), values)
             return self._direct.fetch_all(connection, values)
         self._store.dialect.read_in_bulk(connection)
+        connection.execution_options(compiled_cache=self._compiled)
         return connection.execute(self._statement(bool(excluded)), values).all()
 
     # --- shares ----------------------------------------------------------------------------------
@@ -161,6 +165,7 @@ class Reader:
         if slots != self._slots:
             self._slots = slots
             self._statements = {}
+            self._compiled = {}
             self._quotas = fair_quotas(slots, {}, {}, self._asked)
 
     def _share(self, found: Mapping[int, int]) -> bool:
