@@ -42,6 +42,14 @@ BUGS: tuple[Bug, ...] = (
         "adapters/kafka/test_doubtful_records.py::"
         "test_what_was_read_for_an_ownership_that_is_over_is_not_taken_for_the_next",
     ),
+    bug(
+        "Kafka: the cluster is asked for by a call of the client that may end the process",
+        "reliable_mq_kafka/admin.py",
+        "found = client.list_topics(topic, timeout=self._timeout)",
+        "found = client.describe_cluster(request_timeout=self._timeout).result()",
+        "adapters/kafka/test_nameless_brokers.py::"
+        "test_a_broker_that_names_no_brokers_is_not_ready_and_ends_no_process",
+    ),
     Bug(
         "Kafka: it is left to the client where to begin",
         (
