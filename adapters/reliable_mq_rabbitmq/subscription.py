@@ -95,7 +95,10 @@ class RabbitSubscription:
         self._await_acks(self._operation_timeout)
 
     def _await_acks(self, timeout: float) -> None:
-        """Wait for those of every queue, whatever becomes of another one's; then raise that."""
+        """Wait for every queue's; only then raise what failed first.
+
+        A queue whose channel is gone must not cost the others their acknowledgements.
+        """
         replies = {one: one.connection.request(one.barrier) for one in self._unflushed}
         deadline = time.monotonic() + timeout
         failure: TransportError | None = None

@@ -179,6 +179,18 @@ def test_brokers_whose_settings_break_a_promise_are_found(
     }
 
 
+def test_to_ask_for_a_topic_creates_none_where_the_brokers_would(
+    own_server: OwnServer, open_one: Open, topics: dict[str, TopicSpec]
+) -> None:
+    server = own_server("kafka", {"auto.create.topics.enable": "true"})
+    topics["orders"] = TopicSpec(name="orders", partitions=3)
+    adapter = open_one(server.url)
+    for _ in range(3):
+        assert codes(of(adapter, "topic orders")) == {("kafka-topic-missing", ERROR)}
+    adapter.declare(list(topics.values()), [])  # raises where it has another number of partitions
+    assert codes(of(adapter, "topic orders")) == {ALONE}
+
+
 def test_the_brokers_defaults_are_good(adapter: KafkaAdapter) -> None:
     assert of(adapter, "broker 1") == []
 

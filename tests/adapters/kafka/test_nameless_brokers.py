@@ -43,6 +43,8 @@ class NamelessBroker:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes who accepts; a close would not
         self._listener.close()
 
     def _accept(self) -> None:

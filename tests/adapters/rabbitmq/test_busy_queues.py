@@ -45,6 +45,14 @@ def leader_of(broker: Broker, queue: str) -> str:
     return f"amqqueue:get_pid(element(2, rabbit_amqqueue:lookup({name})))"
 
 
+def close_while(goes_on: Callable[[], None], consumer: Reader) -> None:
+    """Close *consumer*, and let the broker go on only when that has begun."""
+    closing = threading.Thread(target=consumer.close)
+    closing.start()
+    goes_on()
+    closing.join()
+
+
 def test_a_queue_whose_leader_does_not_answer_at_once_is_not_taken_for_empty(
     adapter: Adapter,
     declare: Declare,
@@ -86,10 +94,7 @@ def test_acknowledgements_that_the_broker_holds_back_are_not_lost_by_a_close(
     # Each by itself: the broker holds back what comes after the first few that it cannot write.
     for delivery in held[1::2]:
         consumer.ack([delivery])
-    closing = threading.Thread(target=consumer.close)
-    closing.start()
-    go_on()
-    closing.join()
+    close_while(go_on, consumer)
     assert sorted(numbers_of(reader().take_only(100))) == list(range(0, 200, 2))
 
 
@@ -116,10 +121,7 @@ def test_a_queue_whose_channel_is_gone_costs_the_others_no_acknowledgement_at_a_
     for queue in gone:
         consumer.ack(held[queue][:1])
         consumer.subscription.hand_over(queue)
-    closing = threading.Thread(target=consumer.close)
-    closing.start()
-    go_on()
-    closing.join()
+    close_while(go_on, consumer)
     # Of the queues that were given up the acknowledgements may have arrived or not.
     after = reader()
     back = after.take(count - len(acked) - len(gone))
