@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, CursorResult, Delete, Dialect, Insert, Select
+from sqlalchemy import Connection, Delete, Dialect, Insert, Select
 from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.sql.compiler import SQLCompiler
 
@@ -38,12 +38,20 @@ class Direct:
         self._identifiers = tuple(identifiers)
         self._compiled: WeakKeyDictionary[Dialect, _Compiled] = WeakKeyDictionary()
 
-    def execute(self, connection: Connection, rows: Sequence[Values]) -> CursorResult[Any]:
-        """Execute it with the values of each of *rows*, at least one."""
+    def execute(self, connection: Connection, rows: Sequence[Values]) -> None:
+        """Execute it with the values of each of *rows*, at least one, in an open transaction.
+
+        One row goes past SQLAlchemy, on any engine, where nobody would notice: see
+        :func:`is_watched`. Errors are those of :meth:`fetch`.
+        """
         compiled = self._compiled_for(connection.dialect)
         if not compiled.is_plain:
-            return connection.execute(self.statement, rows)
-        return connection.exec_driver_sql(compiled.sql, compiled.parameters(rows))
+            connection.execute(self.statement, rows)
+        elif len(rows) > 1 or is_watched(connection) or not _is_active(connection):
+            connection.exec_driver_sql(compiled.sql, compiled.parameters(rows))
+        else:
+            with _cursor(connection, compiled.sql) as cursor:
+                cursor.execute(compiled.sql, compiled.parameters(rows))
 
     def fetch(self, connection: Connection, row: Values) -> Sequence[Any]:
         """Execute it with the values of *row* and return the first row of its result.
@@ -79,6 +87,21 @@ class Direct:
             compiled = _Compiled(self.statement, dialect, self._names, encoded)
             self._compiled[dialect] = compiled
         return compiled
+
+
+def is_watched(connection: Connection) -> bool:
+    """Tell whether the application has its statements on *connection* shown to it, or logged."""
+    # Of the dialect: "handle_error", and hooks that execute in its place.
+    if connection._has_events or connection._echo or connection.dialect._has_events:
+        return True
+    told: Any = connection.engine.dispatch
+    return bool(told.before_cursor_execute or told.after_cursor_execute)
+
+
+def _is_active(connection: Connection) -> bool:
+    """Tell whether there is a transaction that SQLAlchemy would let a statement into."""
+    nested = connection.get_nested_transaction()
+    return connection.in_transaction() and (nested is None or nested.is_active)
 
 
 def run(connection: Connection, sql: str) -> None:

@@ -1,27 +1,34 @@
-"""What is fetched past SQLAlchemy: its errors, and what becomes of the connection."""
+"""What goes past SQLAlchemy: its errors, what becomes of the connection, and who would notice."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from sqlalchemy import (
+    Column,
     Connection,
+    Engine,
+    Integer,
+    MetaData,
     NullPool,
+    Table,
     bindparam,
     create_engine,
     event,
+    insert,
     literal_column,
     make_url,
     select,
     text,
 )
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
 from sqlalchemy.util import greenlet_spawn
 
 from reliable_mq.store.dialects import Trouble
-from reliable_mq.store.direct import Direct
+from reliable_mq.store.direct import Direct, is_watched
 from reliable_mq.testing.contract.waiting import wait_for
 from tests.store.claims import in_begun
 
@@ -134,3 +141,105 @@ def test_hooks_of_the_application_on_its_engine_see_statement_and_error(postgres
     engine.dispose()
     assert len(seen) == 3
     assert errors == ["DivisionByZero"]
+
+
+# --- what is written ----------------------------------------------------------------------------
+
+NUMBERS = Table("numbers", MetaData(), Column("n", Integer, primary_key=True))
+INSERTION = Direct(insert(NUMBERS).inline(), ["n"])
+
+
+@pytest.fixture
+def engine(tmp_path):
+    engine = create_engine(f"sqlite:///{tmp_path / 'numbers.db'}")
+    NUMBERS.create(engine)
+    yield engine
+    engine.dispose()
+
+
+def _nothing(*_: Any) -> None:
+    pass
+
+
+def _watched(engine: Engine) -> bool:
+    with engine.connect() as connection:
+        return is_watched(connection)
+
+
+def test_an_engine_is_watched_only_by_those_who_see_statements(engine):
+    assert not _watched(engine)
+    event.listen(engine, "commit", _nothing)
+    assert not _watched(engine)
+    part = engine.execution_options(of="another part of the application")
+    event.listen(part, "after_cursor_execute", _nothing)
+    assert (_watched(part), _watched(engine)) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "watch",
+    [
+        lambda engine: event.listen(engine, "before_cursor_execute", _nothing, retval=True),
+        lambda engine: event.listen(engine, "after_cursor_execute", _nothing),
+        lambda engine: event.listen(engine, "handle_error", _nothing),
+        lambda engine: event.listen(engine, "do_execute", _nothing),
+        lambda engine: setattr(engine, "echo", True),
+    ],
+    ids=["before", "after", "errors", "instead", "log"],
+)
+def test_whoever_sees_statements_or_errors_of_an_engine_watches_it(
+    engine, watch: Callable[[Engine], None]
+):
+    watch(engine)
+    assert _watched(engine)
+
+
+def test_a_listener_of_one_connection_or_of_all_engines_watches_too(engine, monkeypatch):
+    with engine.connect() as connection:
+        event.listen(connection, "before_cursor_execute", _nothing, retval=True)
+        assert is_watched(connection)
+    # What SQLAlchemy sets there it does not take back when the listener goes.
+    monkeypatch.setattr(Engine, "_has_events", Engine._has_events)
+    event.listen(Engine, "after_cursor_execute", _nothing)
+    try:
+        assert _watched(engine)
+    finally:
+        event.remove(Engine, "after_cursor_execute", _nothing)
+
+
+@pytest.mark.parametrize("is_seen", [False, True], ids=["unseen", "seen"])
+def test_a_row_is_written_in_the_transaction_and_its_hooks_see_it(engine, is_seen: bool):
+    seen: list[str] = []
+    if is_seen:
+        event.listen(engine, "before_cursor_execute", lambda *given: seen.append(given[2]))
+    for end in ("rollback", "commit"):
+        with engine.connect() as connection, connection.begin() as transaction:
+            INSERTION.execute(connection, [{"n": 1}])
+            getattr(transaction, end)()
+    with engine.connect() as connection:
+        assert connection.execute(select(NUMBERS.c.n)).scalars().all() == [1]
+    assert len([statement for statement in seen if statement.startswith("INSERT")]) == 2 * is_seen
+
+
+@pytest.mark.parametrize("is_seen", [False, True], ids=["unseen", "seen"])
+def test_a_row_that_is_refused_is_an_error_of_sqlalchemy(engine, is_seen: bool):
+    if is_seen:
+        event.listen(engine, "after_cursor_execute", _nothing)
+    with engine.begin() as connection:
+        INSERTION.execute(connection, [{"n": 1}])
+        with pytest.raises(IntegrityError):
+            INSERTION.execute(connection, [{"n": 1}])
+        INSERTION.execute(connection, [{"n": 2}, {"n": 3}])
+    with engine.connect() as connection:
+        assert connection.execute(select(NUMBERS.c.n)).scalars().all() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("is_seen", [False, True], ids=["unseen", "seen"])
+def test_behind_the_end_of_a_transaction_nothing_is_written(engine, is_seen: bool):
+    if is_seen:
+        event.listen(engine, "after_cursor_execute", _nothing)
+    with engine.connect() as connection:
+        with connection.begin() as transaction:
+            transaction.rollback()
+            with pytest.raises(InvalidRequestError):
+                INSERTION.execute(connection, [{"n": 1}])
+        assert connection.execute(select(NUMBERS.c.n)).all() == []
