@@ -50,7 +50,7 @@ class SharedSessions:
         for session in self._waiting:
             if session.dirty or session.deleted:
                 session.flush()
-            self._waiting[session] = len(session.new)
+            self._waiting[session] = _new_in(session)
         self._check()
 
     def before_statement(self) -> None:
@@ -59,7 +59,7 @@ class SharedSessions:
             # A flush runs statements too. There is no public way to ask for one.
             if not waiting or session._flushing:
                 continue
-            if len(session.new) != waiting:
+            if _new_in(session) != waiting:
                 self._broken = "a statement ran between new objects of two handlers"
                 self._check()
             session.flush()
@@ -81,6 +81,11 @@ class SharedSessions:
     def _check(self) -> None:
         if self._broken is not None:
             raise TransactionLostError(self._broken)
+
+
+def _new_in(session: Session) -> int:
+    # Not "session.new": that is made anew, of all of them, each time it is asked for.
+    return len(session._new)
 
 
 def synchronous(session: Any) -> Any:

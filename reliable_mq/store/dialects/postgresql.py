@@ -13,9 +13,12 @@ from sqlalchemy import (
     Engine,
     Insert,
     Table,
+    Text,
     any_,
     bindparam,
+    cast,
     event,
+    literal,
     literal_column,
     text,
 )
@@ -198,8 +201,13 @@ class PostgreSQL(StoreDialect):
 
     @override
     def among(self, column: ColumnElement[Any], values: Sequence[Any]) -> ColumnElement[bool]:
-        # One parameter: a hundred of them cost the driver more than the whole query.
-        given = bindparam(None, list(values), type_=ARRAY(column.type), unique=True)
+        # One parameter: a hundred of them cost the driver more than the whole query. Of bytes as
+        # one text, for it would look at each.
+        given: ColumnElement[Any]
+        if values and isinstance(values[0], bytes):
+            given = cast(literal(of_blobs(values), Text), ARRAY(column.type))
+        else:
+            given = bindparam(None, list(values), type_=ARRAY(column.type), unique=True)
         return column == any_(given)
 
     @override
