@@ -341,6 +341,50 @@ def test_sessions_that_cannot_be_looked_into_are_said(shop_url: str, url: str) -
     assert "pg_read_all_stats" in finding.remedy
 
 
+@pytest.fixture
+def eager_vacuum(admin: Callable[[str], None]) -> Iterator[None]:
+    """Autovacuum looks at the server's databases every second."""
+    admin("ALTER SYSTEM SET autovacuum_naptime = '1s'")
+    admin("SELECT pg_reload_conf()")
+    yield
+    admin("ALTER SYSTEM RESET autovacuum_naptime")
+    admin("SELECT pg_reload_conf()")
+
+
+def test_a_worker_of_autovacuum_is_neither_hidden_nor_an_old_transaction(
+    shop_url: str,
+    url: str,
+    admin: Callable[[str], None],
+    gone: Callable[[str], None],
+    unique: str,
+    eager_vacuum: None,
+) -> None:
+    # Ten of its pages a second, so that it is at work for as long as it is needed.
+    slow = "autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1"
+    due = "autovacuum_vacuum_threshold = 1, autovacuum_vacuum_scale_factor = 0"
+    admin(f"CREATE TABLE litter WITH ({slow}, {due}) AS SELECT generate_series(1, 300000) AS n")
+    admin("DELETE FROM litter WHERE n % 2 = 0")
+    engine = create_engine(url, poolclass=NullPool)
+    worker = text(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND backend_type = 'autovacuum worker'"
+        " AND backend_xmin IS NOT NULL AND clock_timestamp() - xact_start > interval '0.2 s'"
+    )
+
+    def vacuums() -> bool:
+        with engine.connect() as connection:
+            return bool(connection.execute(worker).scalar_one())
+
+    wait_for(vacuums, "autovacuum to be at work")
+    for user in (url, shop_url):
+        gone(f"datname = '{unique}' AND backend_type = 'client backend'")
+        store = Store(database_url=user)
+        assert seen(store, old_transaction=0.1) == {}
+        store.dispose()
+    assert vacuums()
+    admin("DROP TABLE litter")
+
+
 def test_a_server_too_old_is_an_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgresql, "_OLDEST", (99,))
     assert seen(store) == {"postgresql-version": ERROR}

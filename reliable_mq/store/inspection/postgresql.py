@@ -275,17 +275,20 @@ def _cached_numbers(name: str, cache: int) -> Finding:
 
 # --- transactions of others ---------------------------------------------------------------------
 
+# A VACUUM, autovacuum's too, holds no rows back for the others: the server leaves it out.
 _OLD = text(
     "SELECT pid, usename, application_name, state,"
     " extract(epoch FROM clock_timestamp() - xact_start)::bigint"
     " FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     " AND (backend_xid IS NOT NULL OR backend_xmin IS NOT NULL)"
+    " AND pid NOT IN (SELECT pid FROM pg_stat_progress_vacuum)"
     " AND clock_timestamp() - xact_start > make_interval(secs => :age) ORDER BY xact_start"
 )
 
+# The server's own workers, such as autovacuum's, are nobody's sessions.
 _HIDDEN = text(
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-    " AND query = '<insufficient privilege>'"
+    " AND query = '<insufficient privilege>' AND usesysid IS NOT NULL"
 )
 
 _PREPARED = text(
