@@ -137,6 +137,29 @@ def test_the_attribute_may_be_a_function_that_returns_the_application(
     assert process.stop() == 0
 
 
+COLLECTED = """
+import gc
+from pathlib import Path
+
+from shop import mq
+
+@mq.handler("frozen", group="audit")
+def note(payload: object) -> None:
+    found = any(type(each).__name__ == "ReliableMQ" for each in gc.get_objects())
+    Path("charged").write_text(f"{gc.get_freeze_count() > 10_000} {found}")
+"""
+
+
+def test_what_the_imports_made_is_left_out_of_garbage_collections(
+    cli: Cli, shop: Path, mq: ReliableMQ
+) -> None:
+    (shop / "audit.py").write_text(COLLECTED)
+    process = cli.start("run", "audit:mq")
+    publish(mq, "book", topic="frozen")
+    until(lambda: charged(shop) == ["True", "False"], "collected")
+    assert process.stop() == 0
+
+
 def test_consume_without_handlers_is_an_error(cli: Cli, shop: Path) -> None:
     done = cli("consume", "shop:empty")
     assert done.returncode == 1
