@@ -6,10 +6,12 @@ Everything runs in one process and in short turns, because the differences are s
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from benchmarks.child import Clock, go
@@ -27,16 +29,17 @@ MESSAGES = (0, 1, 5)
 Work = Callable[[int], None]
 
 
-def _payload(n: int) -> dict[str, Any]:
+def payload(n: int) -> dict[str, Any]:
+    """Return a message of about a KiB."""
     return {"n": n, "customer": f"customer-{n % 1000}", "note": "x" * (BODY_BYTES - 60)}
 
 
-class _Works:
+class Works(ABC):
     """The transactions that are compared."""
 
     def __init__(self, mq: ReliableMQ, topic: str) -> None:
         self._mq = mq
-        self._topic = mq.topic(topic)
+        self._topic = topic
         self._engine = mq.store.engine
 
     def core(self, messages: int) -> Work:
@@ -45,8 +48,8 @@ class _Works:
         def work(n: int) -> None:
             with self._engine.begin() as connection:
                 connection.execute(_ONE, {"n": n, "customer": f"customer-{n}", "amount": n})
-                for _ in range(messages):
-                    self._publish(n, connection)
+                if messages:
+                    self._append(connection, n, messages)
 
         return work
 
@@ -56,32 +59,46 @@ class _Works:
         def work(n: int) -> None:
             with Session(self._engine) as session, session.begin():
                 session.add(Effect(n=n, customer=f"customer-{n}", amount=n))
-                for _ in range(messages):
-                    self._publish(n, session)
+                if messages:
+                    self._append(session, n, messages)
 
         return work
 
-    def _publish(self, n: int, session: Any) -> None:
-        payload = _payload(n)
-        self._mq.publish(self._topic, payload, key=payload["customer"], session=session)
+    @abstractmethod
+    def _append(self, target: Connection | Session, n: int, messages: int) -> None:
+        """Put so many messages into the transaction of *target*."""
+
+
+class _Published(Works):
+    def _append(self, target: Connection | Session, n: int, messages: int) -> None:
+        for _ in range(messages):
+            order = payload(n)
+            self._mq.publish(self._topic, order, key=order["customer"], session=target)
 
 
 def transactions(*, database_url: str, topic: str, count: int, style: str) -> dict[str, Any]:
     """Return seconds for *count* transactions of each kind, taken in turns."""
+    return compare(_Published, database_url=database_url, topic=topic, count=count, style=style)
+
+
+def compare(
+    kind: type[Works], *, database_url: str, topic: str, count: int, style: str
+) -> dict[str, Any]:
+    """Return seconds for *count* transactions with no message, one and five, taken in turns."""
     # The relay is another process; nothing is sent here.
     with application(database_url=database_url, broker_url="sql://") as mq:
         mq.declare()
         Base.metadata.create_all(mq.store.engine)
-        works = _Works(mq, topic)
-        kinds = {
+        works = kind(mq, topic)
+        made = {
             str(messages): {"core": works.core, "orm": works.orm}[style](messages)
             for messages in MESSAGES
         }
-        for work in kinds.values():
+        for work in made.values():
             for n in range(WARM_UP):
                 work(n)
         go()
-        return _in_turns(kinds, count)
+        return _in_turns(made, count)
 
 
 def _in_turns(kinds: dict[str, Work], count: int) -> dict[str, Any]:
@@ -104,7 +121,7 @@ def appends(*, database_url: str, topic: str, count: int, hints: bool) -> dict[s
         Base.metadata.create_all(mq.store.engine)
         if not hints:
             mq._runtime.notifier.close()  # what the library starts by itself has no switch
-        work = _Works(mq, topic).core(1)
+        work = _Published(mq, topic).core(1)
         work(0)
         go()
         clock = Clock()

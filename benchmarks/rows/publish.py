@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from sqlalchemy import create_engine, text
 
@@ -32,6 +32,35 @@ def _check(database: str, table: str, expected: int) -> None:
         raise WrongCount(f"{found} rows in {table}, expected {expected}")
 
 
+@contextmanager
+def _postgresql(bench: Bench) -> Iterator[str]:
+    with bench.lab.database() as database:
+        yield database
+
+
+@contextmanager
+def _sqlite(bench: Bench) -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="rmq-bench-") as folder:
+        yield f"sqlite:///{Path(folder) / 'app.db'}"
+
+
+class _Way(NamedTuple):
+    name: str
+    style: str
+    database: Callable[[Bench], AbstractContextManager[str]]
+
+
+_WAYS = (
+    _Way("Core", "core", _postgresql),
+    _Way("ORM", "orm", _postgresql),
+    _Way("SQLite ORM", "orm", _sqlite),
+)
+_NOTES = {
+    "ours": "the business write alone, with 1 and with 5 messages take turns in one process",
+    "raw": "the same; the application inserts the same rows itself, by Core or as mapped objects",
+}
+
+
 class Publish(Row):
     """One business INSERT, with none, one and five messages."""
 
@@ -51,34 +80,27 @@ class Publish(Row):
 
     @contextmanager
     def open(self, bench: Bench, count: int) -> Iterator[list[Contestant]]:
-        note = "the business write alone, with 1 and with 5 messages take turns in one process"
-
-        def on_postgresql(name: str, style: str, count: int) -> Figures:
-            with bench.lab.database() as database:
-                return self._measure(bench, name, database, style, count)
-
-        def on_sqlite(count: int) -> Figures:
-            with tempfile.TemporaryDirectory(prefix="rmq-bench-") as folder:
-                database = f"sqlite:///{Path(folder) / 'app.db'}"
-                return self._measure(bench, "ours SQLite ORM", database, "orm", count)
-
         yield [
             Contestant(
-                name="ours Core", measure=lambda n: on_postgresql("ours Core", "core", n), note=note
-            ),
-            Contestant(
-                name="ours ORM", measure=lambda n: on_postgresql("ours ORM", "orm", n), note=note
-            ),
-            Contestant(name="ours SQLite ORM", measure=on_sqlite, note=note),
+                name=f"{side} {way.name}",
+                measure=partial(self._measure, bench, side, way),
+                note=note,
+            )
+            for way in _WAYS
+            for side, note in _NOTES.items()
         ]
 
-    def _measure(self, bench: Bench, name: str, database: str, style: str, count: int) -> Figures:
-        side = "benchmarks.ours.publish:transactions"
-        task = {"database_url": database, "topic": "orders", "count": count, "style": style}
-        with bench.child(name, side, **task) as child:
-            child.expect("ready", 120)
-            child.go()
-            found = child.expect("result", 600)
+    def _measure(self, bench: Bench, side: str, way: _Way, count: int) -> Figures:
+        with way.database(bench) as database:
+            task = {"database_url": database, "topic": "orders", "count": count}
+            function = f"benchmarks.{side}.publish:transactions"
+            with bench.child(f"{side} {way.name}", function, style=way.style, **task) as child:
+                child.expect("ready", 120)
+                child.go()
+                found = child.expect("result", 600)
+            return self._figures(database, found)
+
+    def _figures(self, database: str, found: dict[str, Any]) -> Figures:
         done = int(found["count"])
         _check(database, TABLE, len(MESSAGES) * (done + WARM_UP))
         _check(database, "reliable_mq_outbox", sum(MESSAGES) * (done + WARM_UP))
