@@ -36,7 +36,7 @@ settings.register_profile(
 )
 settings.load_profile("ours")
 
-pytest_plugins = ["pytester", "reliable_mq.testing.matrix"]
+pytest_plugins = ["pytester", "reliable_mq.testing.matrix", "tests.server_logs"]
 
 
 class OwnServer(Protocol):

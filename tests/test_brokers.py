@@ -22,6 +22,7 @@ from tests.brokers import (
     External,
     Kafka,
     NotOurs,
+    RabbitMQ,
     Redis,
     Server,
     ServerFailed,
@@ -51,6 +52,14 @@ def lives(pid: int) -> bool:
     except OSError:
         return False
     return state != b"Z"
+
+
+def accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 # Something durable, written and read by each kind of client.
@@ -251,6 +260,43 @@ def test_a_server_that_ends_by_itself_is_said_with_its_log(own_server: OwnServer
     assert eventually(lambda: not one.running)
     with pytest.raises(ServerFailed, match=r"ended by itself \(status 0\)(?s:.*)bye bye"):
         one.check_alive()
+
+
+def test_a_test_that_fails_shows_what_its_servers_said_last(pytester: pytest.Pytester) -> None:
+    _skip_unless_present("redis")
+    pytester.makepyfile(
+        """
+        import pytest
+        from tests.brokers import server
+
+        @pytest.fixture
+        def redis():
+            with server("redis") as found:
+                yield found
+
+        def test_a_failure(redis):
+            assert not redis.running
+        """
+    )
+    shown = pytester.runpytest_inprocess("-p", "tests.server_logs")
+    shown.assert_outcomes(failed=1)
+    shown.stdout.fnmatch_lines(["*end of the log of redis*", "*Ready to accept connections*"])
+
+
+def test_a_command_waits_until_rabbitmq_has_booted(own_server: OwnServer) -> None:
+    one = own_server("rabbitmq")
+    assert isinstance(one, RabbitMQ)
+    one.kill()
+    one.launch()
+    assert eventually(lambda: accepts(one.port("distribution")))
+    assert "guest" in one.control("list_users")
+
+
+def test_a_command_that_rabbitmq_refuses_is_said_with_its_reason(own_server: OwnServer) -> None:
+    one = own_server("rabbitmq")
+    assert isinstance(one, RabbitMQ)
+    with pytest.raises(ServerFailed, match=r"refused 'add_user guest x' .*exists"):
+        one.control("add_user", "guest", "x")
 
 
 def _skip_unless_present(kind: str) -> None:

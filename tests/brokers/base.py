@@ -11,11 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
+from weakref import WeakSet
 
 from .process import Port, Process
 
 _TAIL_BYTES = 6000
 _POLL = 0.03
+
+started: WeakSet[Server] = WeakSet()
+"""Those of this process that were started and not stopped."""
 
 
 class ServerMissing(Exception):
@@ -96,6 +100,7 @@ class Server(ABC):
         self.check()
         # Short, because paths of Unix sockets end at 107 characters.
         self._folder = Path(tempfile.mkdtemp(prefix=f"rmq-{self.kind[:5]}-"))
+        started.add(self)
         try:
             self.prepare()
             self._launch_and_wait()
@@ -126,6 +131,7 @@ class Server(ABC):
     def stop(self) -> None:
         """Kills it, removes its folder and gives its ports back. Harmless when repeated."""
         self.kill()
+        started.discard(self)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
@@ -197,12 +203,12 @@ class Server(ABC):
 
     def failed(self, why: str) -> ServerFailed:
         """The error for a failed start, with the end of the log."""
-        tail = b""
-        if self.log.exists():
-            tail = self.log.read_bytes()[-_TAIL_BYTES:]
-        return ServerFailed(
-            f"{self.kind} {why}; the end of its log:\n{tail.decode(errors='replace')}"
-        )
+        return ServerFailed(f"{self.kind} {why}; the end of its log:\n{self.tail(_TAIL_BYTES)}")
+
+    def tail(self, size: int) -> str:
+        """The last so many bytes of the log."""
+        tail = self.log.read_bytes()[-size:] if self.log.exists() else b""
+        return tail.decode(errors="replace")
 
     def wait_ready(self) -> None:
         """Waits until ``ready``; a process that ends meanwhile, or the time-out: ServerFailed."""

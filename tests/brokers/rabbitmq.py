@@ -35,6 +35,7 @@ class RabbitMQ(Server):
     """
 
     kind = "rabbitmq"
+    _has_booted = False
 
     @property
     def url(self) -> str:
@@ -77,6 +78,7 @@ class RabbitMQ(Server):
 
     def launch_node(self) -> None:
         """Starts the node itself."""
+        self._has_booted = False
         self.spawn([_PROGRAM], env=self._environment())
 
     @property
@@ -90,14 +92,25 @@ class RabbitMQ(Server):
         return f"rmq{self.port()}@localhost"
 
     def control(self, *command: str) -> str:
-        """Runs ``rabbitmqctl`` on this node; returns what it printed."""
+        """Runs ``rabbitmqctl`` on this node; returns what it printed. ServerFailed on an error."""
+        if not self._has_booted:
+            # It greets clients before it has read the list of its plugins and calls itself running
+            # (do_run_postlaunch_phase in 3.10), and many commands are refused until then.
+            self._rabbitmqctl("await_startup")
+            self._has_booted = True
+        return self._rabbitmqctl(*command)
+
+    def _rabbitmqctl(self, *command: str) -> str:
         done = subprocess.run(
             [_CONTROL, "--quiet", *command],
             env={**os.environ, **self._environment()},
-            check=True,
+            check=False,
             capture_output=True,
             text=True,
         )
+        if done.returncode:
+            why = f"refused {' '.join(command)!r} with status {done.returncode}"
+            raise self.failed(f"{why}, {done.stderr.strip()!r}")
         return done.stdout
 
     def _environment(self) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Self, TypeVar
 
 import pytest
 
-from reliable_mq.adapter import SENT, Adapter, TopicSpec, Unknown
+from reliable_mq.adapter import SENT, Adapter, Outcome, TopicSpec, Unknown
 from reliable_mq.errors import TransportError
 from reliable_mq.message import Message
 from reliable_mq.testing.contract.base import (
@@ -221,15 +221,21 @@ def send_eventually(adapter: Adapter, messages: Sequence[Message]) -> int:
     """Publish until each message was confirmed, as the relay does; return the rounds it took."""
     rounds = 0
     left = list(messages)
+    missed: list[Outcome] = []
 
     def publish() -> bool:
-        nonlocal rounds, left
+        nonlocal rounds, left, missed
         rounds += 1
         outcomes = adapter.publish(left, 10.0)
+        missed = [outcome for outcome in outcomes if outcome != SENT]
         left = [one for one, outcome in zip(left, outcomes, strict=True) if outcome != SENT]
         return not left
 
-    wait_for(publish, "the confirmation of every message")
+    try:
+        wait_for(publish, "the confirmation of every message")
+    except AssertionError as error:
+        error.add_note(f"after {rounds} rounds {len(left)} of them are left; one is {missed[0]}")
+        raise
     return rounds
 
 
