@@ -8,7 +8,7 @@ import pytest
 
 from tests.brokers.base import started
 
-_BYTES = 1500
+_BYTES = 600
 """Of each: the reports of a whole run are to stay readable."""
 
 

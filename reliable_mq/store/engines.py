@@ -26,6 +26,7 @@ from reliable_mq.store.urls import (
     require_driver,
     sync_url,
 )
+from reliable_mq.store.walking import walk_for_good
 
 log = logging.getLogger("reliable_mq")
 
@@ -57,6 +58,7 @@ class Engines:
         self._given_async = async_engine
         self._sync = engine
         self._async = async_engine
+        self._walking: Engine | None = None
         self.url = _url_of(database_url, engine, async_engine)
         self._in_memory = is_memory(self.url)
         self._memory_thread: int | None = None
@@ -108,6 +110,23 @@ class Engines:
             )
 
     @property
+    def walking(self) -> Engine:
+        """The engine for reads that walk along indexes, on connections of its own.
+
+        :attr:`sync` where the database needs none, or the application made that: behind its
+        pooler the settings would be another session's.
+        """
+        if self._given is not None or family_of(self.url) != "postgresql":
+            return self.sync
+        engine = self._walking
+        if engine is None:
+            with self._lock:
+                if self._walking is None:
+                    self._walking = _create_walking(sync_url(self.url))
+                engine = self._walking
+        return engine
+
+    @property
     def asynchronous(self) -> AsyncEngine:
         """The async engine; derived from the sync one's URL where only that was given."""
         engine = self._async
@@ -138,9 +157,11 @@ class Engines:
         Of an async engine only what needs no event loop is released; prefer :meth:`adispose`.
         """
         with self._lock:
-            sync, asynchronous = self._sync, self._async
+            sync, asynchronous, walking = self._sync, self._async, self._walking
         if sync is not None and sync is not self._given:
             sync.dispose()
+        if walking is not None:
+            walking.dispose()
         if asynchronous is not None and asynchronous is not self._given_async:
             asynchronous.sync_engine.dispose(close=False)
 
@@ -161,6 +182,8 @@ class Engines:
         self._memory_thread = None
         if self._sync is not None and self._sync is not self._given:
             self._sync.dispose(close=False)
+        if self._walking is not None:
+            self._walking.dispose(close=False)
         if self._async is not None and self._async is not self._given_async:
             self._async.sync_engine.dispose(close=False)
 
@@ -192,6 +215,14 @@ def _url_of(text: str | None, engine: Engine | None, async_engine: AsyncEngine |
 def _create(url: URL) -> Engine:
     engine = create_engine(url, **_options(url))
     _prepare(engine)
+    return engine
+
+
+def _create_walking(url: URL) -> Engine:
+    # One reader at a time; a connection more is for one whose reader was left behind.
+    engine = create_engine(url, pool_size=1, max_overflow=-1, isolation_level="AUTOCOMMIT")
+    _prepare(engine)
+    event.listen(engine, "connect", walk_for_good)
     return engine
 
 

@@ -78,6 +78,11 @@ class Store:
         return self._engines.sync
 
     @property
+    def walking_engine(self) -> Engine:
+        """The engine for :func:`reliable_mq.store.walking.walking`."""
+        return self._engines.walking
+
+    @property
     def async_engine(self) -> AsyncEngine:
         """The async engine. One made here is closed by :meth:`adispose`."""
         return self._engines.asynchronous

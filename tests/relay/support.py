@@ -290,9 +290,11 @@ def watch_statements(store: Store, see: Callable[[Any, str, Any], None]) -> None
             see(self.connection, query, params)
             return super().execute(query, params, **options)
 
-    @event.listens_for(store.engine, "checkout")
     def watch(connection, record, proxy):
         connection.cursor_factory = Watched
+
+    for engine in {store.engine, store.walking_engine}:
+        event.listen(engine, "checkout", watch)
 
 
 def deadlocks(store: Store, verb: str, times: int) -> list[int]:

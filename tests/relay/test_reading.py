@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, event, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from reliable_mq.store import Store
 from reliable_mq.store.dialects.base import OURS
 from reliable_mq.store.outbox import reading
 from reliable_mq.store.outbox.reading import Excluded, Reader, fair_quotas
 from reliable_mq.store.tables import OUTBOX_SLOTS, slot_of
+from reliable_mq.store.walking import walking
 from tests.relay.support import (
     ALL_SLOTS,
     REFUSED,
@@ -53,7 +54,7 @@ def test_only_the_slots_asked_for_are_read(store):
 
 def test_a_share_of_the_slots_that_is_over_leaves_nothing_in_memory(store):
     """Compiled, a read of many slots takes megabytes on MariaDB."""
-    kept = store.engine._compiled_cache
+    kept = store.walking_engine._compiled_cache
     reader = Reader(store, rows=2000)
     reader.read(range(5), Excluded())
     before = len(kept)
@@ -233,7 +234,8 @@ def test_on_postgresql_a_read_goes_past_sqlalchemy(postgresql_store):
     """By itself and not as the way out that :class:`Direct` has: it takes half of the time."""
     seen = []
     commit(postgresql_store, message("m"))
-    event.listen(postgresql_store.engine, "before_cursor_execute", lambda *a: seen.append(a[2]))
+    for engine in (postgresql_store.engine, postgresql_store.walking_engine):
+        event.listen(engine, "before_cursor_execute", lambda *a: seen.append(a[2]))
     assert ids(read(postgresql_store)) == ["m"]
     assert seen == []
 
@@ -242,8 +244,7 @@ def test_on_postgresql_the_reading_statement_is_planned_a_few_times_only(postgre
     reader = Reader(postgresql_store, rows=2000)
     for _ in range(20):
         reader.read(ALL_SLOTS, Excluded())
-    with postgresql_store.reading() as connection:
-        # The pool gives out the connection that came back last: the one that was read on.
+    with walking(postgresql_store) as connection:
         plans = connection.execute(
             text(
                 "SELECT generic_plans, custom_plans FROM pg_prepared_statements "
@@ -253,9 +254,15 @@ def test_on_postgresql_the_reading_statement_is_planned_a_few_times_only(postgre
     assert [tuple(one) for one in plans] == [(10, 5)]
 
 
-def test_on_postgresql_a_read_that_failed_leaves_no_transaction(postgresql_store, monkeypatch):
-    reader = Reader(postgresql_store, rows=2000)
-    commit(postgresql_store, message("m"))
+@pytest.mark.parametrize("ours", [True, False])
+def test_on_postgresql_a_read_that_failed_leaves_no_transaction(
+    postgresql_url, monkeypatch, ours: bool
+):
+    engine = create_engine(postgresql_url)
+    store = Store(database_url=postgresql_url) if ours else Store(engine=engine)
+    store.create()
+    reader = Reader(store, rows=2000)
+    commit(store, message("m"))
 
     def fail(*_: object) -> None:
         raise RuntimeError("in the middle")
@@ -264,10 +271,43 @@ def test_on_postgresql_a_read_that_failed_leaves_no_transaction(postgresql_store
         broken.setattr(Reader, "_complete", fail)
         with pytest.raises(RuntimeError, match="in the middle"):
             reader.read(ALL_SLOTS, Excluded())
-    with postgresql_store.engine.connect() as connection:
-        level = connection.exec_driver_sql("SHOW enable_seqscan").scalar_one()
-        assert (level, connection.connection.driver_connection.autocommit) == ("on", False)
+    # The pool gives out the connection that came back last: the one that was read on.
+    with store.walking_engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        assert driver.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
     assert ids(reader.read(ALL_SLOTS, Excluded())) == ["m"]
+    store.dispose()
+    engine.dispose()
+
+
+PLANNER = "SELECT name, setting FROM pg_settings WHERE name IN ('enable_seqscan', 'enable_sort')"
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_on_postgresql_no_other_statement_has_the_plans_of_a_read(postgresql_url, ours: bool):
+    engine = create_engine(postgresql_url)
+    store = Store(database_url=postgresql_url) if ours else Store(engine=engine)
+    store.create()
+    with walking(store) as connection:
+        assert set(connection.execute(text(PLANNER)).scalars("setting")) == {"off"}
+        with pytest.raises(DBAPIError, match="read-only transaction"):
+            connection.execute(text(f"DELETE FROM {store.tables.outbox.name}"))
+    for _ in range(3):
+        with store.engine.connect() as connection:
+            assert set(connection.execute(text(PLANNER)).scalars("setting")) == {"on"}
+    store.dispose()
+    engine.dispose()
+
+
+def test_on_postgresql_a_read_on_the_librarys_own_engine_is_one_round_trip(postgresql_store):
+    commit(postgresql_store, message("m"))
+    read(postgresql_store)
+    statements = []
+    watch_statements(
+        postgresql_store, lambda driver, statement, parameters: statements.append(statement)
+    )
+    assert ids(read(postgresql_store)) == ["m"]
+    assert len(statements) == 1
 
 
 def test_on_postgresql_a_few_busy_keys_do_not_lead_the_planner_to_another_index(postgresql_store):
@@ -406,7 +446,7 @@ def test_large_bodies_come_in_binary_too(postgresql_url, ours):
     commit(store, *(message(f"m{n}", "k", body=b"x" * 5000) for n in range(3)))
     formats = []
 
-    @event.listens_for(store.engine, "after_cursor_execute")
+    @event.listens_for(store.walking_engine, "after_cursor_execute")
     def look(connection, cursor, statement, parameters, *_):
         if "body" in statement and "octet_length" not in statement:
             formats.append((cursor.format, len(parameters)))

@@ -16,6 +16,7 @@ from sqlalchemy.pool import StaticPool
 from reliable_mq.errors import ConfigurationError, MissingExtraError
 from reliable_mq.store import Store
 from reliable_mq.store.urls import async_url, identity_of, parse_url, sync_url
+from reliable_mq.store.walking import walking
 
 SECRET = "s3cr3t"
 
@@ -132,6 +133,22 @@ def test_a_given_engine_is_used_and_left_open(sqlite_url):
     store.dispose()
     assert engine.pool is pool
     engine.dispose()
+
+
+def test_the_connections_for_reads_of_the_outbox_are_closed_with_the_others(postgresql_url):
+    store = Store(database_url=postgresql_url)
+    with walking(store):
+        pass
+    assert store.walking_engine is not store.engine
+    pool: Any = store.walking_engine.pool
+    assert pool.checkedin() == 1
+    store.dispose()
+    assert pool.checkedin() == 0
+
+
+def test_an_application_has_its_reads_of_the_outbox_on_its_own_engine(postgresql_url):
+    engine = create_engine(postgresql_url)
+    assert Store(engine=engine).walking_engine is engine
 
 
 def test_a_given_async_engine_gets_a_sync_sibling_on_the_same_database(postgresql_url):
@@ -323,21 +340,29 @@ _FORK = """
 import os, sys
 from sqlalchemy import text
 from reliable_mq.store import Store
+from reliable_mq.store.walking import walking
 
 store = Store(database_url=sys.argv[1])
 store.create()
 ask = text(sys.argv[2])
-with store.engine.connect() as connection:
-    parents = connection.execute(ask).scalar_one()
+
+def answers():
+    found = []
+    for way in (store.engine.connect, lambda: walking(store)):
+        with way() as connection:
+            found.append(connection.execute(ask).scalar_one())
+    return found
+
+parents = answers()
 with store.dialect.writing(store.engine):
     child = os.fork()
     if child == 0:
         with store.transaction() as connection:
             own = connection.execute(ask).scalar_one()
-        os._exit(own == parents and "rowid" not in sys.argv[2])
+        shared = {own, *answers()} & {*parents}
+        os._exit(bool(shared) and "rowid" not in sys.argv[2])
     status = os.waitpid(child, 0)[1]
-with store.engine.connect() as connection:
-    assert connection.execute(ask).scalar_one() == parents
+assert answers() == parents
 sys.exit(os.waitstatus_to_exitcode(status))
 """
 

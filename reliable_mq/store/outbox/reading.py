@@ -10,8 +10,7 @@ key's beginning.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -38,16 +37,16 @@ from sqlalchemy import (
     tuple_,
     union_all,
 )
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.selectable import TypedReturnsRows
 
 from reliable_mq.store.arrays import array, of_numbers
 from reliable_mq.store.dialects.base import is_ours
-from reliable_mq.store.direct import Direct, run
+from reliable_mq.store.direct import Direct
 from reliable_mq.store.outbox.in_flight import NOTHING_IN_FLIGHT, InFlight
 from reliable_mq.store.outbox.outgoing import Outgoing, RowKey, outgoing, raw_text, row_key
 from reliable_mq.store.store import Store
 from reliable_mq.store.tables import OUTBOX_SLOTS
+from reliable_mq.store.walking import walking
 
 MAX_BYTES = 8 * 1024 * 1024
 """Bytes of bodies and headers that one read holds at most, or one message where it is larger.
@@ -63,15 +62,6 @@ _ID, _SLOT, _KEY, _SIZE, _BODY, _HEADERS = 0, 1, 4, 9, 10, 11
 
 _NONE = -(2**62)
 """Below every id."""
-
-_BEGIN = (
-    "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; "
-    "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; "
-    "SET LOCAL enable_sort = off; SET LOCAL jit = off"
-)
-"""A plan made (and, prepared, kept) while the outbox was empty would sort ten million rows.
-
-One round trip, on a connection that begins no transactions by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +124,11 @@ class Reader:
         self._set_slots(tuple(sorted(slots)))
         if not self._slots:
             return []
-        with self._store.engine.connect() as connection:
-            with _transaction(self._store, connection):
-                found = self._found(connection, excluded, in_flight)
-                found = [row for row in found if row[_ID] not in in_flight.ids]
-                found.sort(key=itemgetter(_ID))
-                complete = self._complete(connection, found[: self._rows])
-            connection.commit()
+        with walking(self._store) as connection:
+            found = self._found(connection, excluded, in_flight)
+            found = [row for row in found if row[_ID] not in in_flight.ids]
+            found.sort(key=itemgetter(_ID))
+            complete = self._complete(connection, found[: self._rows])
         some_gave_all = self._share(Counter(map(itemgetter(_SLOT), found)))
         self.left_some = some_gave_all or len(complete) < len(found)
         return complete
@@ -321,35 +309,6 @@ class Reader:
         dialect.read_in_bulk(connection)
         found = connection.execute(select(c.id, c.body, c.headers).where(dialect.among(c.id, ids)))
         return {row.id: (row.body, row.headers) for row in found}
-
-
-@contextmanager
-def _transaction(store: Store, connection: Connection) -> Iterator[None]:
-    """Read inside the block in one transaction: on PostgreSQL one that takes two round trips."""
-    if store.dialect.name != "postgresql":
-        if store.dialect.name == "mysql" and not is_ours(connection):
-            # The level of an application's engine may lock what is read, which we delete beside.
-            store.dialect.begin(connection)
-        yield
-        return
-    connection.execution_options(isolation_level="AUTOCOMMIT")
-    try:
-        run(connection, _BEGIN)
-        yield
-        # Not a ROLLBACK: after one psycopg forgets the statement that it has prepared.
-        run(connection, "COMMIT")
-    except BaseException:
-        _undo(connection)
-        raise
-
-
-def _undo(connection: Connection) -> None:
-    """End a transaction that nobody else ends: in AUTOCOMMIT SQLAlchemy knows of none."""
-    if not connection.invalidated:
-        try:
-            run(connection, "ROLLBACK")
-        except DBAPIError as error:
-            connection.invalidate(error)
 
 
 # --- conditions that the relay's read and the count of what is sendable share --------------------

@@ -8,6 +8,7 @@ from confluent_kafka.admin import NewTopic
 
 from reliable_mq.adapter import AdapterContext, Finding, GroupSpec, Severity, TopicSpec
 from reliable_mq.testing.contract.base import fresh_name
+from reliable_mq.testing.contract.waiting import wait_for
 from reliable_mq_kafka import open_adapter
 from reliable_mq_kafka.adapter import KafkaAdapter
 from reliable_mq_kafka.broker_checks import of_broker, of_internal_topics
@@ -170,7 +171,7 @@ def test_brokers_whose_settings_break_a_promise_are_found(
     client, _ = adapter._admin._use()
     client.create_topics([NewTopic(name, 1, 1)])[name].result()
     topics[name] = TopicSpec(name=name)
-    adapter._admin.describe([name])
+    wait_for(lambda: adapter._admin.describe([name]), "the broker to know the topic")
     assert codes(of(adapter, f"topic {name}")) == {
         ALONE,
         ("kafka-message-size", WARNING),

@@ -1,0 +1,87 @@
+"""Reading along indexes on PostgreSQL, whatever its planner thinks of it.
+
+A plan that was made (and, prepared, kept) while a table was empty would sort ten million rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from reliable_mq.store.dialects.base import is_ours
+from reliable_mq.store.direct import run
+
+if TYPE_CHECKING:
+    from reliable_mq.store.store import Store
+
+_OFF = ("enable_seqscan", "enable_bitmapscan", "enable_sort", "jit")
+_LEVEL = "ISOLATION LEVEL READ COMMITTED READ ONLY"
+
+_FOR_GOOD = f"SET SESSION CHARACTERISTICS AS TRANSACTION {_LEVEL}; " + "; ".join(
+    f"SET {name} = off" for name in _OFF
+)
+_ONCE = f"BEGIN {_LEVEL}; " + "; ".join(f"SET LOCAL {name} = off" for name in _OFF)
+"""One round trip, on a connection that begins no transactions by itself."""
+
+_WALKS = "reliable_mq_walks"
+"""Key in ``Connection.info`` of a connection that has these settings for good."""
+
+
+def walk_for_good(connection: Any, record: Any) -> None:
+    """Put the settings on a new connection of the driver's, in AUTOCOMMIT, for all its life.
+
+    A listener for "connect". Not for a connection that a pooler may hand to somebody else.
+    """
+    cursor = connection.cursor()
+    try:
+        cursor.execute(_FOR_GOOD)
+    finally:
+        cursor.close()
+    record.info[_WALKS] = True
+
+
+@contextmanager
+def walking(store: Store) -> Iterator[Connection]:
+    """Give the block a connection to read on.
+
+    On PostgreSQL its plans walk along indexes: each statement a transaction by itself on the
+    engine that the store has made for that, all in one on an engine of the application's. On
+    other databases it is as their engine gives it, but READ COMMITTED.
+    """
+    with store.walking_engine.connect() as connection:
+        if store.dialect.name == "postgresql" and _WALKS not in connection.info:
+            with _transaction(connection):
+                yield connection
+        else:
+            if store.dialect.name == "mysql" and not is_ours(connection):
+                # Its engine's own level may lock what is read, which we delete beside.
+                store.dialect.begin(connection)
+            yield connection
+        # Not a ROLLBACK: after one psycopg forgets the statement that it has prepared.
+        connection.commit()
+
+
+@contextmanager
+def _transaction(connection: Connection) -> Iterator[None]:
+    """Read inside the block in one transaction, which takes two round trips."""
+    connection.execution_options(isolation_level="AUTOCOMMIT")
+    try:
+        run(connection, _ONCE)
+        yield
+        run(connection, "COMMIT")
+    except BaseException:
+        _undo(connection)
+        raise
+
+
+def _undo(connection: Connection) -> None:
+    """End a transaction that nobody else ends: in AUTOCOMMIT SQLAlchemy knows of none."""
+    if not connection.invalidated:
+        try:
+            run(connection, "ROLLBACK")
+        except DBAPIError as error:
+            connection.invalidate(error)
