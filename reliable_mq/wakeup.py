@@ -29,8 +29,7 @@ _SHORTEST_GAP = 0.001
 _LONGEST_GAP = 0.02
 _STREAM = 250.0
 """Seconds between two hints. While so many commits a second go on it grows to the longest: who
-waits is busy then, and looks again by itself. When it is over, the gap is halved with each hint; of
-fewer commits each waits for next to nothing."""
+waits is busy then, and looks again by itself. Of fewer each waits for next to nothing."""
 
 _KEPT = 1.0
 """Seconds without a hint after which its connection is closed."""
@@ -55,8 +54,7 @@ def channel_of(table: Table) -> str:
 def next_gap(gap: float, commits: int) -> float:
     """Return the seconds between the next two hints, after *commits* within a *gap*."""
     is_stream = commits >= max(1.0, _STREAM * gap)
-    # Halved and not reset: short pauses within a stream do not make it begin anew.
-    return min(2 * gap, _LONGEST_GAP) if is_stream else max(gap / 2, _SHORTEST_GAP)
+    return min(2 * gap, _LONGEST_GAP) if is_stream else _SHORTEST_GAP
 
 
 class Notifier:

@@ -8,6 +8,7 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Delete, Dialect, Insert, Select
+from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.sql.compiler import SQLCompiler
 
@@ -92,16 +93,19 @@ class Direct:
 def is_watched(connection: Connection) -> bool:
     """Tell whether the application has its statements on *connection* shown to it, or logged."""
     # Of the dialect: "handle_error", and hooks that execute in its place.
-    if connection._has_events or connection._echo or connection.dialect._has_events:
+    dialect = connection.dialect
+    if connection._has_events or connection._echo or dialect._has_events:
+        return True
+    if getattr(dialect.do_execute, "__func__", None) is not DefaultDialect.do_execute:
         return True
     told: Any = connection.engine.dispatch
     return bool(told.before_cursor_execute or told.after_cursor_execute)
 
 
 def _is_active(connection: Connection) -> bool:
-    """Tell whether there is a transaction that SQLAlchemy would let a statement into."""
-    nested = connection.get_nested_transaction()
-    return connection.in_transaction() and (nested is None or nested.is_active)
+    """Tell whether SQLAlchemy would let a statement into the transaction there is, if there is."""
+    block = connection._trans_context_manager
+    return connection.in_transaction() and (block is None or block._transaction_is_active())
 
 
 def run(connection: Connection, sql: str) -> None:
@@ -111,6 +115,21 @@ def run(connection: Connection, sql: str) -> None:
     """
     with _cursor(connection, sql) as cursor:
         cursor.execute(sql)
+
+
+@contextmanager
+def invalidated_by_errors(connection: Connection) -> Iterator[None]:
+    """Close *connection*, which is in AUTOCOMMIT, behind any error inside the block.
+
+    There no ROLLBACK makes psycopg forget what it has prepared, and a statement that has become
+    wrong, because a column has another type since, would fail for as long as the connection lives.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not connection.invalidated:
+            connection.invalidate(error)
+        raise
 
 
 @contextmanager

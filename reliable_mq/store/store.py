@@ -17,6 +17,7 @@ from reliable_mq.errors import ConfigurationError
 from reliable_mq.redaction import redact_url
 from reliable_mq.store import current
 from reliable_mq.store.dialects import StoreDialect, Trouble, dialect_of
+from reliable_mq.store.direct import invalidated_by_errors
 from reliable_mq.store.engines import Engines
 from reliable_mq.store.outbox.writing import OutboxInsert
 from reliable_mq.store.schema import as_sql, create_missing, differences
@@ -243,7 +244,10 @@ class Store:
         with self.engine.connect() as connection:
             if self.dialect.name == "postgresql":
                 connection.execution_options(isolation_level="AUTOCOMMIT")
-            yield connection
+                with invalidated_by_errors(connection):
+                    yield connection
+            else:
+                yield connection
             # Not a ROLLBACK: after one psycopg forgets whatever was prepared on the connection.
             connection.commit()
 

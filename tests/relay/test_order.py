@@ -165,8 +165,9 @@ def test_what_is_behind_a_skipped_message_is_skipped_though_its_topic_has_a_rout
 def test_trap_12_no_transaction_is_open_while_it_publishes(store, broker):
     """Not one connection is out of the pool; and no message is published twice for that."""
     out = []
-    event.listen(store.engine, "checkout", lambda *_: out.append(1))
-    event.listen(store.engine, "checkin", lambda *_: out.pop())
+    for engine in {store.engine, store.walking_engine}:
+        event.listen(engine, "checkout", lambda *_: out.append(1))
+        event.listen(engine, "checkin", lambda *_: out.pop())
     seen = []
     broker.gate = lambda messages: seen.append(len(out))
     commit(store, *(message(f"m{n}", None) for n in range(4)))

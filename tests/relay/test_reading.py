@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, event, text
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import OperationalError
 
 from reliable_mq.store import Store
 from reliable_mq.store.dialects.base import OURS
@@ -252,51 +252,6 @@ def test_on_postgresql_the_reading_statement_is_planned_a_few_times_only(postgre
             )
         ).all()
     assert [tuple(one) for one in plans] == [(10, 5)]
-
-
-@pytest.mark.parametrize("ours", [True, False])
-def test_on_postgresql_a_read_that_failed_leaves_no_transaction(
-    postgresql_url, monkeypatch, ours: bool
-):
-    engine = create_engine(postgresql_url)
-    store = Store(database_url=postgresql_url) if ours else Store(engine=engine)
-    store.create()
-    reader = Reader(store, rows=2000)
-    commit(store, message("m"))
-
-    def fail(*_: object) -> None:
-        raise RuntimeError("in the middle")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(Reader, "_complete", fail)
-        with pytest.raises(RuntimeError, match="in the middle"):
-            reader.read(ALL_SLOTS, Excluded())
-    # The pool gives out the connection that came back last: the one that was read on.
-    with store.walking_engine.connect() as connection:
-        driver: Any = connection.connection.driver_connection
-        assert driver.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
-    assert ids(reader.read(ALL_SLOTS, Excluded())) == ["m"]
-    store.dispose()
-    engine.dispose()
-
-
-PLANNER = "SELECT name, setting FROM pg_settings WHERE name IN ('enable_seqscan', 'enable_sort')"
-
-
-@pytest.mark.parametrize("ours", [True, False])
-def test_on_postgresql_no_other_statement_has_the_plans_of_a_read(postgresql_url, ours: bool):
-    engine = create_engine(postgresql_url)
-    store = Store(database_url=postgresql_url) if ours else Store(engine=engine)
-    store.create()
-    with walking(store) as connection:
-        assert set(connection.execute(text(PLANNER)).scalars("setting")) == {"off"}
-        with pytest.raises(DBAPIError, match="read-only transaction"):
-            connection.execute(text(f"DELETE FROM {store.tables.outbox.name}"))
-    for _ in range(3):
-        with store.engine.connect() as connection:
-            assert set(connection.execute(text(PLANNER)).scalars("setting")) == {"on"}
-    store.dispose()
-    engine.dispose()
 
 
 def test_on_postgresql_a_read_on_the_librarys_own_engine_is_one_round_trip(postgresql_store):

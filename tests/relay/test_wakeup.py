@@ -243,10 +243,6 @@ def test_only_a_stream_of_commits_waits_for_its_hints(a_second, ends_at):
     assert gap == ends_at
 
 
-def test_a_pause_within_a_stream_does_not_make_it_begin_anew():
-    assert next_gap(0.02, 0) == 0.01
-
-
 def test_the_last_commit_before_the_end_has_its_hint(postgresql_url, hints):
     store = Store(database_url=postgresql_url, adapter=ADAPTER)
     notifier = Notifier(store)

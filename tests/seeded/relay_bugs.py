@@ -80,10 +80,10 @@ BUGS = (
     bug(
         "the outbox is read on from the last id",
         _READING,
-        "                found.sort(key=itemgetter(_ID))\n",
-        "                last = getattr(self, '_last', 0)\n"
-        "                found = sorted((r for r in found if r[_ID] > last), key=itemgetter(_ID))\n"
-        "                self._last = max([last, *(r[_ID] for r in found)])\n",
+        "            found.sort(key=itemgetter(_ID))\n",
+        "            last = getattr(self, '_last', 0)\n"
+        "            found = sorted((r for r in found if r[_ID] > last), key=itemgetter(_ID))\n"
+        "            self._last = max([last, *(r[_ID] for r in found)])\n",
         "relay/test_order.py::"
         "test_an_unknown_outcome_is_sent_again_with_the_same_id_before_what_follows_it[sqlite]",
     ),

@@ -91,4 +91,24 @@ BUGS = (
         "key=lambda one: one",
         "store/test_leases.py::test_nothing_moves_for_a_member_that_comes_while_all_have_enough",
     ),
+    bug(
+        "a session that a pooler gives to others keeps what was set for reads",
+        "reliable_mq/store/walking.py",
+        'if own == getattr(login, "backend_pid", None):',
+        "if own:",
+        "store/test_walking.py::"
+        "test_behind_a_pooler_no_session_that_others_get_keeps_the_plans_of_a_read",
+        servers="postgresql",
+    ),
+    bug(
+        "a prepared read that a migration has made wrong is kept",
+        "reliable_mq/store/direct.py",
+        "        if not connection.invalidated:\n            connection.invalidate(error)\n",
+        "",
+        "store/test_walking.py::"
+        "test_a_migration_fails_one_read_and_not_all_that_come_after_it[ours-walking]",
+        "store/test_walking.py::"
+        "test_a_migration_fails_one_read_and_not_all_that_come_after_it[given-reading]",
+        servers="postgresql",
+    ),
 )

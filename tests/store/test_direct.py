@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -183,8 +184,9 @@ def test_an_engine_is_watched_only_by_those_who_see_statements(engine):
         lambda engine: event.listen(engine, "handle_error", _nothing),
         lambda engine: event.listen(engine, "do_execute", _nothing),
         lambda engine: setattr(engine, "echo", True),
+        lambda engine: setattr(engine.dialect, "do_execute", _nothing),
     ],
-    ids=["before", "after", "errors", "instead", "log"],
+    ids=["before", "after", "errors", "instead", "log", "patched"],
 )
 def test_whoever_sees_statements_or_errors_of_an_engine_watches_it(
     engine, watch: Callable[[Engine], None]
@@ -234,12 +236,16 @@ def test_a_row_that_is_refused_is_an_error_of_sqlalchemy(engine, is_seen: bool):
 
 
 @pytest.mark.parametrize("is_seen", [False, True], ids=["unseen", "seen"])
-def test_behind_the_end_of_a_transaction_nothing_is_written(engine, is_seen: bool):
+@pytest.mark.parametrize("inner", [False, True], ids=["transaction", "savepoint"])
+def test_behind_the_end_of_a_transaction_nothing_is_written(engine, is_seen: bool, inner: bool):
     if is_seen:
         event.listen(engine, "after_cursor_execute", _nothing)
     with engine.connect() as connection:
-        with connection.begin() as transaction:
-            transaction.rollback()
+        with (
+            connection.begin() as transaction,
+            connection.begin_nested() if inner else nullcontext(transaction) as ended,
+        ):
+            ended.rollback()
             with pytest.raises(InvalidRequestError):
                 INSERTION.execute(connection, [{"n": 1}])
         assert connection.execute(select(NUMBERS.c.n)).all() == []
