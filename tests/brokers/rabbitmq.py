@@ -25,6 +25,8 @@ _SETTLE_TIMEOUT = 60.0
 _QUEUE_TICKS = "[{rabbit, [{quorum_tick_interval, 1000}]}].\n"
 """Milliseconds after which a queue tells the API what has changed; by itself it takes 5000."""
 _METHOD_FRAME = b"\x01"
+_COMPLETE_AT, _COMPLETE = slice(8, 12), b"\x00\x00\x00\x01"
+"""In the header of Erlang's dets: "closed properly", also while it is open and nothing is due."""
 _QUIET_SCHEDULERS = "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none"
 
 
@@ -154,6 +156,9 @@ class RabbitMQ(Server):
     def _settled(self) -> bool:
         for names in self.folder.glob("data/*/quorum/*/names.dets"):
             known = names.read_bytes()
+            # Not in the middle of that either: it ends by saying that the table is complete.
+            if known[_COMPLETE_AT] != _COMPLETE:
+                return False
             queues = (config.parent.name for config in names.parent.glob("*/config"))
             if not all(queue.encode() in known for queue in queues):
                 return False
