@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,10 +29,12 @@ from tests.brokers import (
     ServerFailed,
     ServerMissing,
     find,
+    guard,
     server,
 )
-from tests.brokers.guard import born, family
+from tests.brokers.guard import born, family, frozen, send
 from tests.brokers.kafka.distribution import Distribution
+from tests.brokers.process import Process
 from tests.conftest import OwnServer
 
 ROOT = Path(__file__).parent.parent
@@ -251,6 +254,25 @@ def test_a_process_that_was_given_the_number_of_a_dead_one_is_no_family_of_it() 
         assert family(stranger.pid, since - 1) == set()
         stranger.kill()
     assert born(stranger.pid) == 0
+
+
+def test_nothing_of_a_paused_process_runs_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal is there for a process when it has its turn: here a while after it was sent."""
+
+    def late(pids: set[int], number: int) -> None:
+        threading.Timer(0.2, send, (pids, number)).start()
+
+    burning = [sys.executable, "-c", "while True: pass"]
+    process = Process(burning, folder=tmp_path, log=tmp_path / "log")
+    with monkeypatch.context() as patched:
+        patched.setattr(guard, "send", late)
+        process.pause()
+    assert frozen({process.pid})
+    process.resume()
+    assert eventually(lambda: not frozen({process.pid}))
+    process.kill()
 
 
 def test_a_server_that_ends_by_itself_is_said_with_its_log(own_server: OwnServer) -> None:

@@ -22,6 +22,8 @@ from typing import NamedTuple
 FAREWELL = b"k"
 _CHECK_OWNER_EVERY = 0.5
 _DEATH_TIMEOUT = 10.0
+_STILL = frozenset("TtZX")
+"""Stopped, and dead."""
 
 
 class _Kin(NamedTuple):
@@ -89,6 +91,24 @@ def freeze(leader: int, since: int) -> set[int]:
         send(new, signal.SIGSTOP)
         stopped |= new
     return stopped
+
+
+def frozen(pids: set[int]) -> bool:
+    """Whether no thread of these processes runs any more: on a busy machine that takes a while."""
+    return all(state in _STILL for pid in pids for state in _states(pid))
+
+
+def _states(pid: int) -> list[str]:
+    """The state of each thread."""
+    states = []
+    with contextlib.suppress(OSError):  # gone in between
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with (
+                contextlib.suppress(OSError),
+                open(f"/proc/{pid}/task/{thread}/stat", "rb") as file,
+            ):
+                states.append(file.read().rpartition(b")")[2].split()[0].decode())
+    return states
 
 
 def kill_family(leader: int, since: int) -> None:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from . import guard
 
 _GUARD = Path(guard.__file__)
 _KILL_TIMEOUT = 10.0
+_PAUSE_TIMEOUT = 30.0
 _TERMINATE_TIMEOUT = 30.0
 
 
@@ -85,8 +87,13 @@ class Process:
                 self._popen.wait(_TERMINATE_TIMEOUT)
 
     def pause(self) -> None:
-        """SIGSTOP: connections stay open, nothing answers."""
-        guard.freeze(self.pid, self._born)
+        """SIGSTOP: connections stay open, nothing answers; returns when nothing runs any more."""
+        members = guard.freeze(self.pid, self._born)
+        deadline = time.monotonic() + _PAUSE_TIMEOUT
+        while not guard.frozen(members):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"process {self.pid} goes on after a SIGSTOP")
+            time.sleep(0.002)
 
     def resume(self) -> None:
         """SIGCONT."""
