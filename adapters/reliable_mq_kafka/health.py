@@ -36,7 +36,8 @@ class Health:
             self._down = True
         elif is_refusal(error):
             self._refusal = error
-        else:
+        elif self._cause is None or not self._cause.fatal():
+            # Behind a fatal error the client only tells of what follows from its end.
             self._cause = error
 
     def recovered(self) -> None:

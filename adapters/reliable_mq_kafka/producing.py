@@ -159,11 +159,21 @@ class Line:
     def give_up(self) -> None:
         """Take everything out of the producer: it comes back with errors, nothing is sent later.
 
-        What a broker has already been sent may still be stored; its outcome is unknown.
+        What a broker has already been sent may still be stored; its outcome is unknown. Every
+        user says it: what one hands over while another gives up is taken out by its own call.
         """
-        if not self._given_up.is_set():
-            self._given_up.set()
-            self.producer.purge()
+        self._given_up.set()
+        self.producer.purge()
+
+    def give_up_broken(self) -> None:
+        """The same where the client takes no message any more: hear first what broke it.
+
+        The client refuses messages a moment before it tells why.
+        """
+        deadline = time.monotonic() + _PURGE
+        while self.usable and time.monotonic() < deadline:
+            self.serve(0.01)
+        self.give_up()
 
     def collect(self, done: Callable[[], bool]) -> None:
         """After :meth:`give_up`: run the callbacks of what was taken out."""

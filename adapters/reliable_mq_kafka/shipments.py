@@ -153,7 +153,7 @@ class Shipment:
             error = KafkaException(KafkaError(KafkaError.INVALID_RECORD, f"cannot encode: {error}"))
         self._failures[index] = found = error_of(error)
         if found.code() == KafkaError._FATAL:
-            self._line.give_up()
+            self._line.give_up_broken()
 
     def _report(self, index: int, error: KafkaError | None, record: KafkaRecord) -> None:
         """Take a delivery report; on whichever thread polls."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Protocol
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 from reliable_mq.adapter import (
     SENT,
@@ -27,6 +28,9 @@ from reliable_mq.testing.contract.messages import numbered
 from reliable_mq.testing.contract.waiting import wait_for
 from reliable_mq_kafka import open_adapter
 from reliable_mq_kafka.adapter import KafkaAdapter
+from reliable_mq_kafka.drafts import Draft
+from reliable_mq_kafka.errors import error_of
+from reliable_mq_kafka.producing import Line
 from reliable_mq_kafka.rights import (
     CONSUME,
     DECLARE,
@@ -36,6 +40,7 @@ from reliable_mq_kafka.rights import (
     TRANSACT,
     Rights,
 )
+from reliable_mq_kafka.shipments import Shipment
 from tests.adapters.kafka.secure import SecureKafka
 
 SECRET = "us3r-s3cret"
@@ -197,6 +202,28 @@ def test_a_publish_without_the_right_is_unroutable(open_user: OpenUser, topic: s
     assert isinstance(outcome, Unroutable)
     assert "WRITE" in outcome.cause
     assert SECRET not in outcome.cause
+
+
+def test_it_is_known_that_nothing_was_sent_where_the_client_was_refused_before_the_hand_over(
+    open_user: OpenUser, topic: str
+) -> None:
+    adapter = open_user(CONSUME)
+    line = Line(adapter._clients.producer)
+
+    def is_broken() -> bool:
+        try:
+            line.producer.produce(topic)
+        except KafkaException as error:
+            return error_of(error).code() == KafkaError._FATAL
+        return False
+
+    # What the client has to say of it waits for the next poll.
+    wait_for(is_broken, "a producer that is broken")
+    draft = Draft(numbered(topic, [1]))
+    Shipment(line, draft, time.monotonic() + 60.0).send(draft.open())
+    assert line.has_sent_nothing
+    assert not line.usable
+    line.close()
 
 
 @pytest.mark.parametrize(("kind", "says"), [("topic", "READ those"), ("group", "READ its groups")])
