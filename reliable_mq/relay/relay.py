@@ -268,7 +268,7 @@ class Relay:
             if sent < len(rows) or stop.is_set() or self._renewal_is_due():
                 break
             self._failures = 0
-            rows = self._supply.take()
+            rows = self._supply.take(stop)
         self._settler.finish()
         return RelayCounts(self._settler.sent - before[0], self._settler.held - before[1], later)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -18,6 +19,8 @@ log = logging.getLogger("reliable_mq")
 
 _PATIENCE = 2.0
 """Seconds that an end waits for a read that nobody needs."""
+
+_SLICE = 0.2
 
 
 class Supply:
@@ -66,10 +69,21 @@ class Supply:
             lambda: _prepared(self._reader.read(slots, excluded, in_flight)), "reliable-mq-read"
         )
 
-    def take(self) -> list[Outgoing]:
-        """Return what was read ahead, or nothing. Raises the database's error."""
-        ahead, self._ahead = self._ahead, None
-        return [] if ahead is None else ahead.result()
+    def take(self, stop: threading.Event) -> list[Outgoing]:
+        """Return what was read ahead, or nothing. Raises the database's error.
+
+        Once *stop* is set it waits for no read that is not done.
+        """
+        ahead = self._ahead
+        if ahead is None:
+            return []
+        while not ahead.done():
+            if stop.is_set():
+                return []
+            with suppress(TimeoutError):
+                ahead.exception(_SLICE)
+        self._ahead = None
+        return ahead.result()
 
     def drop(self, patience: float | None = None) -> None:
         """Forget what was read ahead, whatever became of it.

@@ -321,6 +321,24 @@ def test_an_end_does_not_wait_for_a_read_that_hangs(server_store, broker, monkey
     assert len(broker.log) + len(waiting(server_store)) == 2 * READ
 
 
+def test_an_end_interrupts_the_wait_for_a_read_that_hangs(server_store, broker, monkeypatch):
+    monkeypatch.setattr(supply, "_PATIENCE", 0.1)
+    fill(server_store, 2 * READ)
+    relay = make_ready(server_store, broker, batch_size=BATCH)
+    watch = Watch(relay, monkeypatch)
+    go_on = threading.Event()
+    watch.before = lambda: go_on.wait(2 * DEADLINE)
+    with running(relay) as (one,):
+        # Nothing is left to do then but to wait for what is read ahead.
+        eventually(lambda: relay.sent == READ, "the first read is not sent")
+        one.stop.set()
+        relay.wake()
+        eventually(lambda: not one.alive, "it waits for the read")
+    go_on.set()
+    assert watch.ended.wait(DEADLINE)
+    assert len(waiting(server_store)) == READ
+
+
 # --- the reader's part ---------------------------------------------------------------------------
 
 
