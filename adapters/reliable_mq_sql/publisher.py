@@ -1,14 +1,13 @@
-"""Publishing: one transaction a call, offsets drawn under a lock on each partition's row."""
+"""Publishing: one transaction a call, which stores all that can be stored."""
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
-from sqlalchemy import Connection, and_, bindparam, insert, select, tuple_, update
+from sqlalchemy import Connection
 from sqlalchemy.exc import DataError
 
 from reliable_mq.adapter import SENT, Outcome, Refused, Unknown, Unroutable
@@ -21,25 +20,12 @@ from reliable_mq.errors import (
 )
 from reliable_mq.message import Message
 from reliable_mq.partitioning import partition_for
-from reliable_mq.store import Store
-from reliable_mq.store.room import refuse_too_large
+from reliable_mq_sql.appending import Entry, Log, TopicChanged
 from reliable_mq_sql.database import Database
-from reliable_mq_sql.rows import to_row, why_refused
+from reliable_mq_sql.rows import why_refused
 from reliable_mq_sql.topology import TopicRow, Topology
 
-Place = tuple[str, int]
 Check = Callable[[], None]
-
-
-class _TopicChanged(Exception):
-    """A topic is not as it was remembered."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    index: int
-    message: Message
-    place: Place
 
 
 class _Draft:
@@ -89,7 +75,7 @@ class Publisher:
     def __init__(self, database: Database, topology: Topology, max_body: int) -> None:
         self._database = database
         self._topology = topology
-        self._log = _Log(database.store)
+        self._log = Log(database.store)
         self._max_body = max_body
         self._turns: defaultdict[str, itertools.count[int]] = defaultdict(itertools.count)
 
@@ -107,14 +93,14 @@ class Publisher:
             draft.settle_all(Unroutable(str(error)))
         except TransportError as error:
             draft.settle_all(Unknown(str(error)))
-        except _TopicChanged:
+        except TopicChanged:
             draft.settle_all(Unroutable("a topic lacks partitions: declare it again"))
         return draft.outcomes()
 
     def _store(self, draft: _Draft, end: float, check: Check) -> None:
         try:
             self._store_once(draft, end, check)
-        except _TopicChanged:
+        except TopicChanged:
             # Somebody dropped or remade a topic: it was looked up anew, and is now as it is.
             self._store_once(draft, end, check)
 
@@ -127,20 +113,20 @@ class Publisher:
         entries = [self._entry(index, message, topics) for index, message in draft.open()]
         try:
             self._store_together(draft, entries, end, check)
-        except _TopicChanged:
+        except TopicChanged:
             self._topology.forget(topics)
             raise
 
-    def _entry(self, index: int, message: Message, topics: Mapping[str, TopicRow]) -> _Entry:
+    def _entry(self, index: int, message: Message, topics: Mapping[str, TopicRow]) -> Entry:
         partitions = topics[message.topic].partitions
         if message.key is None:
             partition = next(self._turns[message.topic]) % partitions
         else:
             partition = partition_for(message.key.encode(), partitions)
-        return _Entry(index, message, (message.topic, partition))
+        return Entry(index, message, (message.topic, partition))
 
     def _store_together(
-        self, draft: _Draft, entries: Sequence[_Entry], end: float, check: Check
+        self, draft: _Draft, entries: Sequence[Entry], end: float, check: Check
     ) -> None:
         if not entries:
             return
@@ -156,7 +142,7 @@ class Publisher:
                 draft.settle(entry.index, SENT)
 
     def _store_one_by_one(
-        self, draft: _Draft, entries: Sequence[_Entry], reason: str, end: float, check: Check
+        self, draft: _Draft, entries: Sequence[Entry], reason: str, end: float, check: Check
     ) -> None:
         """Find the message that the database cannot hold, without blocking the others."""
         if len(entries) == 1:
@@ -167,14 +153,29 @@ class Publisher:
             if index in by_index:
                 self._store_together(draft, [by_index[index]], end, check)
 
-    def _write(self, entries: Sequence[_Entry], end: float, check: Check) -> None:
+    def _write(self, entries: Sequence[Entry], end: float, check: Check) -> None:
+        patience = max(0.0, end - time.monotonic())
+        if len(entries) == 1 and self._log.takes_one:
+            self._write_one(entries[0], patience, check)
+        else:
+            self._write_all(entries, patience, check)
+        crash_point("publish.answered")
+
+    def _write_one(self, entry: Entry, patience: float, check: Check) -> None:
+        def work(connection: Connection) -> None:
+            crash_point("publish.unconfirmed")
+            check()
+            self._log.append_one(connection, entry)
+
+        self._database.write_alone(work, patience=patience)
+
+    def _write_all(self, entries: Sequence[Entry], patience: float, check: Check) -> None:
         def work(connection: Connection) -> None:
             self._log.append(connection, entries)
             crash_point("publish.unconfirmed")
             check()
 
-        self._database.write(work, patience=max(0.0, end - time.monotonic()))
-        crash_point("publish.answered")
+        self._database.write(work, patience=patience)
 
 
 def _lasting(error: ReliableMQError) -> str | None:
@@ -183,78 +184,3 @@ def _lasting(error: ReliableMQError) -> str | None:
         return str(error)
     lasts = isinstance(error.__cause__, DataError)
     return "the database cannot hold this message" if lasts else None
-
-
-class _Log:
-    """The end of the log. Its statements are made once: building them costs as much as running."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        part = store.tables.topic_partition
-        columns = part.c
-        here = and_(
-            columns.topic == bindparam("of_topic"), columns.partition == bindparam("of_number")
-        )
-        self._draw = (
-            update(part)
-            .where(here)
-            .values(next_offset=columns.next_offset + bindparam("count"))
-            .returning(columns.next_offset, store.now())
-        )
-        self._lock = (
-            select(columns.topic, columns.partition, columns.next_offset, store.now())
-            .where(
-                tuple_(columns.topic, columns.partition).in_(bindparam("places", expanding=True))
-            )
-            .order_by(columns.topic, columns.partition)
-            .with_for_update()
-        )
-        self._move = update(part).where(here).values(next_offset=bindparam("to_offset"))
-        self._insert = insert(store.tables.topic_log)
-
-    def append(self, connection: Connection, entries: Sequence[_Entry]) -> None:
-        """Store *entries* at the ends of their partitions.
-
-        The partitions' rows stay locked until the commit: the order of offsets is the order of
-        commits, and whoever reads up to an offset has read everything before it.
-        """
-        counts = Counter(entry.place for entry in entries)
-        if len(counts) == 1 and connection.dialect.update_returning:
-            offsets, now = self._draw_from_one(connection, *counts.popitem())
-        else:
-            offsets, now = self._draw_from_many(connection, counts)
-        rows = []
-        for entry in entries:
-            offset = offsets[entry.place]
-            offsets[entry.place] += 1
-            rows.append(to_row(entry.message, entry.place[1], offset, now))
-        for row in rows:
-            refuse_too_large(self._store, connection, row)
-        connection.execute(self._insert, rows)
-
-    def _draw_from_one(
-        self, connection: Connection, place: Place, count: int
-    ) -> tuple[dict[Place, int], int]:
-        """Return the offset to begin with, and the time, by one statement."""
-        topic, number = place
-        values = {"of_topic": topic, "of_number": number, "count": count}
-        found = connection.execute(self._draw, values).all()
-        if not found:
-            raise _TopicChanged
-        end, now = found[0]
-        return {place: end - count}, now
-
-    def _draw_from_many(
-        self, connection: Connection, counts: Mapping[Place, int]
-    ) -> tuple[dict[Place, int], int]:
-        """Return the offsets to begin with, and the time; locks in one order."""
-        found = connection.execute(self._lock, {"places": sorted(counts)}).all()
-        if len(found) != len(counts):
-            raise _TopicChanged
-        offsets = {(row[0], row[1]): row[2] for row in found}
-        moved = [
-            {"of_topic": topic, "of_number": number, "to_offset": offset + counts[topic, number]}
-            for (topic, number), offset in sorted(offsets.items())
-        ]
-        connection.execute(self._move, moved)
-        return offsets, found[0][3]

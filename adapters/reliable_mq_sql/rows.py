@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -51,20 +50,18 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def to_row(message: Message, partition: int, offset: int, now: int) -> Mapping[str, Any]:
-    """Return the row of *message* at this place; *now* is the database's time."""
+def to_row(message: Message, partition: int) -> dict[str, Any]:
+    """Return the row of *message* in this partition, but for its offset and its time there."""
     headers = [(name, header_bytes(value)) for name, value in message.headers.items()]
     return {
         "topic": message.topic,
         "partition": partition,
-        "log_offset": offset,
         "message_id": message.id,
         "message_key": None if message.key is None else message.key.encode(),
         "body": message.body,
         "headers": pack_pairs(headers),
         "content_type": message.content_type,
         "message_time": to_micros(message.time),
-        "created_at": now,
     }
 
 

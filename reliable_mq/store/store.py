@@ -241,12 +241,23 @@ class Store:
         elsewhere they share one, on MariaDB with one snapshot where the engine says so. A
         connection that dies meanwhile may be noticed by its next user only.
         """
+        if self.dialect.name == "postgresql":
+            with self.autocommit() as connection:
+                yield connection
+        else:
+            with self.engine.connect() as connection:
+                yield connection
+                connection.commit()
+
+    @contextmanager
+    def autocommit(self) -> Iterator[Connection]:
+        """Give the block a connection on which each statement is a transaction by itself.
+
+        For PostgreSQL, and for statements that lose nothing by it.
+        """
         with self.engine.connect() as connection:
-            if self.dialect.name == "postgresql":
-                connection.execution_options(isolation_level="AUTOCOMMIT")
-                with invalidated_by_errors(connection):
-                    yield connection
-            else:
+            connection.execution_options(isolation_level="AUTOCOMMIT")
+            with invalidated_by_errors(connection):
                 yield connection
             # Not a ROLLBACK: after one psycopg forgets whatever was prepared on the connection.
             connection.commit()

@@ -106,7 +106,7 @@ def _redis(message: Message) -> RawMessage:
 
 
 def _sql(message: Message) -> RawMessage:
-    row: Any = SimpleNamespace(**sql.to_row(message, 0, 1, 0))
+    row: Any = SimpleNamespace(**sql.to_row(message, 0), log_offset=1)
     return sql.to_raw(row, "orders", 0)
 
 

@@ -4,9 +4,10 @@ import sqlite3
 import threading
 import time
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
-from sqlalchemy import Connection, event, func, select
+from sqlalchemy import Connection, create_engine, event, func, select
 
 from reliable_mq.adapter import SENT, Refused, Unknown, Unroutable
 from reliable_mq.message import Message
@@ -141,13 +142,65 @@ def test_a_failed_publish_stores_nothing(store: Store, opened: Open):
 
     event.listen(store.engine, "before_cursor_execute", fail)
     with pytest.raises(RuntimeError):
-        adapter.publish([order(1)], 20)
+        adapter.publish([order(0), order(1)], 20)
     event.remove(store.engine, "before_cursor_execute", fail)
     publish(adapter, 2)
     log = store.tables.topic_log
     with store.engine.connect() as connection:
         rows = connection.execute(select(log.c.message_id, log.c.log_offset)).all()
     assert [tuple(row) for row in rows] == [("order-2", 0)]
+
+
+def test_a_message_that_comes_alone_is_one_statement(postgresql_url: str, opened: Open):
+    """Nothing is locked between two of them, by a process that is stopped there."""
+    engine = create_engine(postgresql_url)
+    store = Store(engine=engine)
+    store.create()
+    adapter = opened(store)
+    declare(adapter)
+    publish(adapter, 1)
+    seen: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *given: seen.append(given[2]))
+    publish(adapter, 2)
+    assert len(seen) == 1
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {
+            "key": "bob \N{SNOWMAN}",
+            "body": bytes(range(256)),
+            "headers": {"name": "value", "bytes": b"\x00\xff"},
+            "content_type": "text/plain",
+            "time": datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC),
+        },
+    ],
+    ids=["nothing", "everything"],
+)
+def test_a_message_is_stored_alone_as_it_is_among_others(
+    store: Store, opened: Open, content: dict[str, Any]
+):
+    adapter = opened(store)
+    declare(adapter)
+    content = {"time": datetime(2026, 1, 1, tzinfo=UTC), **content}
+    one, two, three = (Message(id=f"m{n}", topic="orders", **content) for n in range(3))
+    assert adapter.publish([one], 20) == [SENT]
+    assert adapter.publish([two, three], 20) == [SENT] * 2
+    log = store.tables.topic_log
+    with store.engine.connect() as connection:
+        rows = connection.execute(select(log).order_by(log.c.log_offset)).mappings().all()
+    assert [(row["message_id"], row["log_offset"]) for row in rows] == [
+        ("m0", 0),
+        ("m1", 1),
+        ("m2", 2),
+    ]
+    assert rows[0]["created_at"] <= rows[1]["created_at"]
+    own = {"message_id", "log_offset", "created_at"}
+    rest = [{name: value for name, value in row.items() if name not in own} for row in rows]
+    assert rest[0] == rest[1]
 
 
 @pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
