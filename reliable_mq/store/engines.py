@@ -111,7 +111,7 @@ class Engines:
 
     @property
     def walking(self) -> Engine:
-        """The engine for reads that walk along indexes, on connections of its own.
+        """The engine for statements that walk along indexes, on connections of its own.
 
         :attr:`sync` where the database needs none, or the application made that: behind its
         pooler the settings would be another session's.
@@ -219,8 +219,8 @@ def _create(url: URL) -> Engine:
 
 
 def _create_walking(url: URL) -> Engine:
-    # One reader at a time; a connection more is for one whose reader was left behind.
-    engine = create_engine(url, pool_size=1, max_overflow=-1, isolation_level="AUTOCOMMIT")
+    # A reader and a settler at a time; more is for those that were left behind.
+    engine = create_engine(url, pool_size=2, max_overflow=-1, isolation_level="AUTOCOMMIT")
     _prepare(engine)
     event.listen(engine, "connect", walk_for_good)
     return engine

@@ -65,6 +65,25 @@ def walking(store: Store) -> Iterator[Connection]:
         connection.commit()
 
 
+@contextmanager
+def walking_for_good(store: Store) -> Iterator[Connection | None]:
+    """Give the block a connection on which plans walk along indexes, made by the store for that.
+
+    Each statement is a transaction by itself there. None on other databases, on an engine of the
+    application's and behind a pooler.
+    """
+    if store.walking_engine is store.engine:
+        yield None
+        return
+    with store.walking_engine.connect() as connection:
+        if _WALKS in connection.info:
+            with invalidated_by_errors(connection):
+                yield connection
+            connection.commit()
+        else:
+            yield None
+
+
 def _ways(store: Store, connection: Connection) -> AbstractContextManager[None]:
     if _WALKS in connection.info:
         return invalidated_by_errors(connection)

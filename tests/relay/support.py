@@ -272,6 +272,17 @@ def execute(store: Store, statement: str, **values: Any) -> None:
         connection.execute(text(statement), values)
 
 
+def before_execution(store: Store) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorate what is called before each statement that goes through SQLAlchemy."""
+
+    def listen(call: Callable[..., None]) -> Callable[..., None]:
+        for engine in {store.engine, store.walking_engine}:
+            event.listen(engine, "before_cursor_execute", call)
+        return call
+
+    return listen
+
+
 def watch_statements(store: Store, see: Callable[[Any, str, Any], None]) -> None:
     """Call *see* with the driver's connection, the text and the parameters of each statement.
 
@@ -279,7 +290,7 @@ def watch_statements(store: Store, see: Callable[[Any, str, Any], None]) -> None
     """
     if store.dialect.name != "postgresql":
 
-        @event.listens_for(store.engine, "before_cursor_execute")
+        @before_execution(store)
         def executed(connection, cursor, statement, parameters, context, many):
             see(connection.connection.driver_connection, statement, parameters)
 
@@ -312,7 +323,7 @@ def deadlocks(store: Store, verb: str, times: int) -> list[int]:
         setattr(error, name, value)
     left = [1] * times
 
-    @event.listens_for(store.engine, "before_cursor_execute")
+    @before_execution(store)
     def fail(connection, cursor, statement, parameters, context, many):
         if left and statement.startswith(verb):
             left.pop()

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from reliable_mq.relay import supply
@@ -19,6 +18,7 @@ from tests.relay.support import (
     NEVER,
     REFUSED,
     UNKNOWN,
+    before_execution,
     commit,
     eventually,
     execute,
@@ -122,7 +122,7 @@ def test_what_is_being_deleted_is_not_sent_again(server_store, broker, monkeypat
     watch = Watch(relay, monkeypatch)
     deletions = []
 
-    @event.listens_for(store.engine, "before_cursor_execute")
+    @before_execution(store)
     def wait(connection, cursor, statement, parameters, context, many):
         if statement.startswith("DELETE"):
             deletions.append(statement)
@@ -256,7 +256,7 @@ def test_what_failed_unneeded_is_not_complained_of_again(server_store, broker, m
     def fail():
         raise OperationalError("SELECT", {}, Exception("gone"))
 
-    @event.listens_for(store.engine, "before_cursor_execute")
+    @before_execution(store)
     def refuse(connection, cursor, statement, parameters, context, many):
         if statement.startswith("DELETE"):
             deletions.append(statement)

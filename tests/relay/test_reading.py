@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -19,6 +20,7 @@ from reliable_mq.store.outbox.reading import Excluded, Reader, fair_quotas
 from reliable_mq.store.tables import OUTBOX_SLOTS, slot_of
 from reliable_mq.store.walking import walking
 from tests.relay.support import (
+    ADAPTER,
     ALL_SLOTS,
     REFUSED,
     UNROUTABLE,
@@ -200,9 +202,20 @@ def test_the_reading_statement_sees_rows_and_held_rows_at_one_moment(store):
     assert store.tables.outbox_held.name in reads[0]
 
 
-def test_on_postgresql_reading_and_deleting_never_scan_the_table(postgresql_store):
+@pytest.fixture
+def given_store(postgresql_url: str) -> Iterator[Store]:
+    """On PostgreSQL, by an engine of the application's."""
+    engine = create_engine(postgresql_url)
+    store = Store(engine=engine, adapter=ADAPTER)
+    store.create()
+    yield store
+    engine.dispose()
+
+
+@pytest.mark.parametrize("by", ["postgresql_store", "given_store"])
+def test_on_postgresql_reading_and_deleting_never_scan_the_table(by, request):
     """Whatever the planner was told about the table: it may have been empty a minute ago."""
-    store = postgresql_store
+    store = request.getfixturevalue(by)
     plans = []
 
     def explain(driver, statement, parameters):
@@ -223,6 +236,20 @@ def test_on_postgresql_reading_and_deleting_never_scan_the_table(postgresql_stor
     for plan in plans:
         assert "Seq Scan" not in plan
         assert "Sort" not in plan
+
+
+def test_on_postgresql_what_was_sent_is_deleted_by_one_statement(postgresql_store):
+    """A round trip instead of five, and nothing stays locked in a process that is stopped."""
+    statements: list[str] = []
+    watch_statements(
+        postgresql_store, lambda driver, statement, parameters: statements.append(statement)
+    )
+    relay = make_relay(postgresql_store, ScriptedBroker())
+    relay.step()
+    commit(postgresql_store, *(message(f"m{n}", f"k{n}") for n in range(20)))
+    statements.clear()
+    assert relay.step().sent == 20
+    assert [text.split()[0] for text in statements] == ["SELECT", "DELETE"]
 
 
 def plan_of(driver: Any, statement: str, parameters: Any) -> str:
