@@ -26,7 +26,7 @@ POINTS: Mapping[str, str] = {
     "publish.unconfirmed": "messages are handed to the broker, whose answer is not known",
     "publish.answered": "the broker has answered, and nobody has taken note",
     "relay.confirmed": "a batch has its outcomes, the rows are still there",
-    "relay.deleted": "the rows of what was sent are deleted, not committed",
+    "relay.deleted": "the rows of what was sent are (about to be) deleted, not committed",
     "relay.settled": "that deletion is committed",
     "relay.held": "a refused row has moved to the held ones, not committed",
     "relay.winding_up": "the relay stops: nothing in flight, its slots not given back",

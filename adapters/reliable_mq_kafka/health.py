@@ -41,9 +41,11 @@ class Health:
             self._cause = error
 
     def recovered(self) -> None:
-        """Forget what was: a broker has answered."""
-        self._cause = self._refusal = None
+        """Forget what was, but for a fatal error: a broker has answered."""
+        self._refusal = None
         self._down = False
+        if self._cause is not None and not self._cause.fatal():
+            self._cause = None
 
     @property
     def troubled(self) -> bool:

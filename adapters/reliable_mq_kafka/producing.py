@@ -31,8 +31,8 @@ class Line:
     partition before that is confirmed, and a producer must not grow old.
 
     Delivery reports are served by whichever thread polls: one of those that wait polls for all,
-    the others sleep until it wakes them. Once given up it stores nothing more: what it still
-    held comes back as errors, and whoever wants to publish takes a new one.
+    the others sleep until it wakes them. Once all of its users have given it up it stores nothing
+    more: what it still held comes back as errors. Whoever wants to publish takes a new one.
     """
 
     def __init__(self, make: Callable[[Health], Producer]) -> None:
@@ -165,12 +165,12 @@ class Line:
         self._given_up.set()
         self.producer.purge()
 
-    def give_up_broken(self) -> None:
+    def give_up_broken(self, deadline: float) -> None:
         """The same where the client takes no message any more: hear first what broke it.
 
         The client refuses messages a moment before it tells why.
         """
-        deadline = time.monotonic() + _PURGE
+        deadline = min(deadline, time.monotonic() + _PURGE)
         while self.usable and time.monotonic() < deadline:
             self.serve(0.01)
         self.give_up()

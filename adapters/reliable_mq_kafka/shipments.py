@@ -136,6 +136,8 @@ class Shipment:
                     return
                 except (KafkaException, ValueError, TypeError) as error:
                     self._fail(index, error)
+                    if not self._line.usable:
+                        return
                 break
             if not (index + 1) % _SERVE_EVERY:
                 self._line.serve(0)
@@ -153,7 +155,7 @@ class Shipment:
             error = KafkaException(KafkaError(KafkaError.INVALID_RECORD, f"cannot encode: {error}"))
         self._failures[index] = found = error_of(error)
         if found.code() == KafkaError._FATAL:
-            self._line.give_up_broken()
+            self._line.give_up_broken(self._deadline)
 
     def _report(self, index: int, error: KafkaError | None, record: KafkaRecord) -> None:
         """Take a delivery report; on whichever thread polls."""

@@ -25,6 +25,7 @@ from reliable_mq.message import Message
 from reliable_mq.store import Store
 from reliable_mq.store.direct import Direct
 from reliable_mq.store.room import refuse_too_large
+from reliable_mq_sql.database import Database
 from reliable_mq_sql.rows import to_row
 
 Place = tuple[str, int]
@@ -51,8 +52,11 @@ class Entry:
 class Log:
     """The end of the log. Its statements are made once: building them costs as much as running."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, database: Database) -> None:
+        self._store = store = database.store
+        # In what locks rows: a process that is stopped there must not keep them from others.
+        limit = database.idle_limit
+        limits = () if limit is None else (limit,)
         part = store.tables.topic_partition
         columns = part.c
         here = and_(
@@ -62,10 +66,10 @@ class Log:
             update(part)
             .where(here)
             .values(next_offset=columns.next_offset + bindparam("count"))
-            .returning(columns.next_offset, store.now())
+            .returning(columns.next_offset, store.now(), *limits)
         )
         self._lock = (
-            select(columns.topic, columns.partition, columns.next_offset, store.now())
+            select(columns.topic, columns.partition, columns.next_offset, store.now(), *limits)
             .where(
                 tuple_(columns.topic, columns.partition).in_(bindparam("places", expanding=True))
             )
@@ -74,18 +78,26 @@ class Log:
         )
         self._move = update(part).where(here).values(next_offset=bindparam("to_offset"))
         self._insert = insert(store.tables.topic_log)
-        self._single = _single(store)
+        self._limit = select(*limits) if limits else None
+        self._takes_one = store.dialect.name == "postgresql"
+        self._single = _single(store, limits)
 
-    @property
-    def takes_one(self) -> bool:
-        """Tell whether this database has :meth:`append_one`."""
-        return self._store.dialect.name == "postgresql"
+    def append(self, connection: Connection, entries: Sequence[Entry]) -> None:
+        """Store *entries* at the ends of their partitions.
 
-    def append_one(self, connection: Connection, entry: Entry) -> None:
-        """As :meth:`append`, by one statement: on a connection in AUTOCOMMIT one round trip.
+        The partitions' rows stay locked until the commit: the order of offsets is the order of
+        commits, and whoever reads up to an offset has read everything before it. The first
+        statement has the database's limit for idle transactions in it, where it can.
+        """
+        if len(entries) == 1 and self._takes_one:
+            self._append_one(connection, entries[0])
+        else:
+            self._append_all(connection, entries)
 
-        The way of what comes alone and has somebody waiting for it. Of many, each would cost as
-        much as all together.
+    def _append_one(self, connection: Connection, entry: Entry) -> None:
+        """Draw the offset and store the row by one statement.
+
+        The way of what comes alone and has somebody waiting for it.
         """
         row = to_row(entry.message, entry.place[1])
         refuse_too_large(self._store, connection, row)
@@ -93,12 +105,7 @@ class Log:
         if not self._single.fetch_all(connection, values):
             raise TopicChanged
 
-    def append(self, connection: Connection, entries: Sequence[Entry]) -> None:
-        """Store *entries* at the ends of their partitions.
-
-        The partitions' rows stay locked until the commit: the order of offsets is the order of
-        commits, and whoever reads up to an offset has read everything before it.
-        """
+    def _append_all(self, connection: Connection, entries: Sequence[Entry]) -> None:
         counts = Counter(entry.place for entry in entries)
         if len(counts) == 1 and connection.dialect.update_returning:
             offsets, now = self._draw_from_one(connection, *counts.popitem())
@@ -114,6 +121,10 @@ class Log:
         for row in rows:
             refuse_too_large(self._store, connection, row)
         connection.execute(self._insert, rows)
+        if self._limit is not None:
+            # Behind rows that psycopg sent in a pipeline PostgreSQL may count no idle time: the
+            # end of that is a message that stops the clock, and no statement that starts it.
+            connection.execute(self._limit)
 
     def _draw_from_one(
         self, connection: Connection, place: Place, count: int
@@ -124,7 +135,7 @@ class Log:
         found = connection.execute(self._draw, values).all()
         if not found:
             raise TopicChanged
-        end, now = found[0]
+        end, now, *_ = found[0]
         return {place: end - count}, now
 
     def _draw_from_many(
@@ -143,7 +154,7 @@ class Log:
         return offsets, found[0][3]
 
 
-def _single(store: Store) -> Direct:
+def _single(store: Store, limits: Sequence[ColumnElement[Any]]) -> Direct:
     """Return the statement that draws the offset of one row and inserts it."""
     part, log = store.tables.topic_partition, store.tables.topic_log
     drawn = (
@@ -156,7 +167,7 @@ def _single(store: Store) -> Direct:
     columns = list(log.c)
     values = [drawn.c[one.name] if one.name in drawn.c else _value(one) for one in columns]
     row = select(*values).select_from(drawn)
-    statement = insert(log).from_select(columns, row).returning(log.c.log_offset)
+    statement = insert(log).from_select(columns, row).returning(log.c.log_offset, *limits)
     names = [_NEW + one.name for one in columns if one.name not in drawn.c]
     return Direct(statement, names)
 

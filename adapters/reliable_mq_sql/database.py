@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
-from sqlalchemy import Connection
+from sqlalchemy import ColumnElement, Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -51,26 +51,29 @@ class Database:
 
         return self._patiently(run, PATIENCE)
 
-    def write(self, work: Callable[[Connection], T], *, patience: float = PATIENCE) -> T:
-        """Return what *work* did in a transaction that is committed by then."""
+    def write(
+        self,
+        work: Callable[[Connection], T],
+        *,
+        patience: float = PATIENCE,
+        limits_itself: bool = False,
+    ) -> T:
+        """Return what *work* did in a transaction that is committed by then.
 
-        def run() -> T:
-            with self.store.transaction(idle_timeout=_IDLE) as connection:
-                return work(connection)
-
-        return self._patiently(run, patience)
-
-    def write_alone(self, work: Callable[[Connection], T], *, patience: float = PATIENCE) -> T:
-        """Return what *work* did by one statement, a transaction by itself (PostgreSQL).
-
-        Nothing it locks outlasts it, even where this process is stopped in the middle.
+        *limits_itself*: what it locks with first has :attr:`idle_limit` in it.
         """
 
         def run() -> T:
-            with self.store.autocommit() as connection:
+            opened = self.store.transaction(idle_timeout=_IDLE, limits_itself=limits_itself)
+            with opened as connection:
                 return work(connection)
 
         return self._patiently(run, patience)
+
+    @property
+    def idle_limit(self) -> ColumnElement[Any] | None:
+        """What limits a transaction as :meth:`write` does, where the database has such a thing."""
+        return self.store.dialect.idle_limit(_IDLE)
 
     def run(self, call: Callable[[], T]) -> T:
         """Return what *call* returns, which opens its own transactions on the store."""

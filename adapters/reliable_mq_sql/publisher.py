@@ -75,7 +75,7 @@ class Publisher:
     def __init__(self, database: Database, topology: Topology, max_body: int) -> None:
         self._database = database
         self._topology = topology
-        self._log = Log(database.store)
+        self._log = Log(database)
         self._max_body = max_body
         self._turns: defaultdict[str, itertools.count[int]] = defaultdict(itertools.count)
 
@@ -154,28 +154,14 @@ class Publisher:
                 self._store_together(draft, [by_index[index]], end, check)
 
     def _write(self, entries: Sequence[Entry], end: float, check: Check) -> None:
-        patience = max(0.0, end - time.monotonic())
-        if len(entries) == 1 and self._log.takes_one:
-            self._write_one(entries[0], patience, check)
-        else:
-            self._write_all(entries, patience, check)
-        crash_point("publish.answered")
-
-    def _write_one(self, entry: Entry, patience: float, check: Check) -> None:
-        def work(connection: Connection) -> None:
-            crash_point("publish.unconfirmed")
-            check()
-            self._log.append_one(connection, entry)
-
-        self._database.write_alone(work, patience=patience)
-
-    def _write_all(self, entries: Sequence[Entry], patience: float, check: Check) -> None:
         def work(connection: Connection) -> None:
             self._log.append(connection, entries)
             crash_point("publish.unconfirmed")
             check()
 
-        self._database.write(work, patience=patience)
+        patience = max(0.0, end - time.monotonic())
+        self._database.write(work, patience=patience, limits_itself=True)
+        crash_point("publish.answered")
 
 
 def _lasting(error: ReliableMQError) -> str | None:

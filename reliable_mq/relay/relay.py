@@ -257,9 +257,10 @@ class Relay:
         self._settler.settle()
         if self._renewal_is_due():
             # First, or the waiting for it would be done with the new leases.
-            self._supply.drop()
+            if not self._supply.drop(stop):
+                return _NOTHING
             self._renew()
-        rows = self._supply.read(self._slots(), self._waiting.excluded())
+        rows = self._supply.read(self._slots(), self._waiting.excluded(), stop)
         later = 0
         while rows:
             crash_point("relay.claimed")

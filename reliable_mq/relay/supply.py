@@ -48,20 +48,21 @@ class Supply:
             yield
         finally:
             self._is_going_ahead = False
-            self.drop(_PATIENCE)
+            self._leave_behind()
 
     @property
     def can_go_ahead(self) -> bool:
         """Tell whether it is of use to :meth:`go_ahead` now: more waits than the last read had."""
         return self._is_going_ahead and self._ahead is None and self._reader.left_some
 
-    def read(self, slots: Sequence[int], excluded: Excluded) -> list[Outgoing]:
-        """Return what may be sent now. Raises the database's error.
+    def read(
+        self, slots: Sequence[int], excluded: Excluded, stop: threading.Event
+    ) -> list[Outgoing]:
+        """Return what may be sent now; nothing once *stop* is set. Raises the database's error.
 
         To be called when everything that was sent is settled.
         """
-        self.drop()
-        return self._reader.read(slots, excluded)
+        return self._reader.read(slots, excluded) if self.drop(stop) else []
 
     def go_ahead(self, slots: Sequence[int], excluded: Excluded, in_flight: InFlight) -> None:
         """Begin to read what is there besides *in_flight*: all rows not settled for certain."""
@@ -75,31 +76,48 @@ class Supply:
         Once *stop* is set it waits for no read that is not done.
         """
         ahead = self._ahead
-        if ahead is None:
+        if ahead is None or not _wait(ahead, stop):
             return []
-        while not ahead.done():
-            if stop.is_set():
-                return []
-            with suppress(TimeoutError):
-                ahead.exception(_SLICE)
         self._ahead = None
         return ahead.result()
 
-    def drop(self, patience: float | None = None) -> None:
-        """Forget what was read ahead, whatever became of it.
+    def drop(self, stop: threading.Event) -> bool:
+        """Forget what was read ahead, whatever became of it; False where it did not come to that.
 
-        Waits for the end of that, for *patience* seconds at most: the reader is for one thread,
-        and a connection is in use.
+        Waits for the end of that, for the reader is for one thread; not once *stop* is set.
         """
+        ahead = self._ahead
+        if ahead is not None:
+            if not _wait(ahead, stop):
+                return False
+            self._ahead = None
+            _explain(ahead.exception())
+        return True
+
+    def _leave_behind(self) -> None:
         ahead, self._ahead = self._ahead, None
         if ahead is None:
             return
         try:
-            error: object = ahead.exception(patience)
+            error: object = ahead.exception(_PATIENCE)
         except TimeoutError:
             error = "it takes too long"
-        if error is not None:
-            log.debug("what nobody needs any more could not be read: %r", error)
+        _explain(error)
+
+
+def _wait(ahead: Future[list[Outgoing]], stop: threading.Event) -> bool:
+    """Return once *ahead* is done; False where it is not and *stop* is set."""
+    while not ahead.done():
+        if stop.is_set():
+            return False
+        with suppress(TimeoutError):
+            ahead.exception(_SLICE)
+    return True
+
+
+def _explain(error: object) -> None:
+    if error is not None:
+        log.debug("what nobody needs any more could not be read: %r", error)
 
 
 def _prepared(rows: list[Outgoing]) -> list[Outgoing]:

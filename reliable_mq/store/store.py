@@ -80,7 +80,7 @@ class Store:
 
     @property
     def walking_engine(self) -> Engine:
-        """The engine for :func:`reliable_mq.store.walking.walking`."""
+        """The engine for :mod:`reliable_mq.store.walking`."""
         return self._engines.walking
 
     @property
@@ -241,35 +241,28 @@ class Store:
         elsewhere they share one, on MariaDB with one snapshot where the engine says so. A
         connection that dies meanwhile may be noticed by its next user only.
         """
-        if self.dialect.name == "postgresql":
-            with self.autocommit() as connection:
-                yield connection
-        else:
-            with self.engine.connect() as connection:
-                yield connection
-                connection.commit()
-
-    @contextmanager
-    def autocommit(self) -> Iterator[Connection]:
-        """Give the block a connection on which each statement is a transaction by itself.
-
-        For PostgreSQL, and for statements that lose nothing by it.
-        """
         with self.engine.connect() as connection:
-            connection.execution_options(isolation_level="AUTOCOMMIT")
-            with invalidated_by_errors(connection):
+            if self.dialect.name == "postgresql":
+                connection.execution_options(isolation_level="AUTOCOMMIT")
+                with invalidated_by_errors(connection):
+                    yield connection
+            else:
                 yield connection
             # Not a ROLLBACK: after one psycopg forgets whatever was prepared on the connection.
             connection.commit()
 
     @contextmanager
-    def transaction(self, *, idle_timeout: float | None = None) -> Iterator[Connection]:
+    def transaction(
+        self, *, idle_timeout: float | None = None, limits_itself: bool = False
+    ) -> Iterator[Connection]:
         """Run the block in a short writing transaction of our own; commit it, or roll it back.
 
         READ COMMITTED; on SQLite with the write lock from the start, queued behind our other
         writers of this process. PostgreSQL and MariaDB end it after *idle_timeout* seconds of
         silence, at least 30 by default: what a process has locked that is stopped in the middle,
-        or whose machine is gone, is free again then. Database errors pass through.
+        or whose machine is gone, is free again then. *limits_itself*: where the dialect has an
+        ``idle_limit``, the first statement that locks something has that of *idle_timeout* in it,
+        which spares a round trip. Database errors pass through.
         """
         self._refuse_waiting_for_itself()
         engine = self.engine
@@ -277,6 +270,8 @@ class Store:
             try:
                 if idle_timeout is None:
                     self.dialect.begin_briefly(connection)
+                elif limits_itself:
+                    self.dialect.begin_unlimited(connection, idle_timeout=idle_timeout)
                 else:
                     self.dialect.begin(connection, idle_timeout=idle_timeout)
                 yield connection

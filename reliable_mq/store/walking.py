@@ -1,4 +1,4 @@
-"""Reading along indexes on PostgreSQL, whatever its planner thinks of it.
+"""Walking along indexes on PostgreSQL, whatever its planner thinks of it.
 
 A plan that was made (and, prepared, kept) while a table was empty would sort ten million rows.
 """
@@ -66,7 +66,7 @@ def walking(store: Store) -> Iterator[Connection]:
 
 
 @contextmanager
-def walking_for_good(store: Store) -> Iterator[Connection | None]:
+def walking_alone(store: Store) -> Iterator[Connection | None]:
     """Give the block a connection on which plans walk along indexes, made by the store for that.
 
     Each statement is a transaction by itself there. None on other databases, on an engine of the

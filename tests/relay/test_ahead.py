@@ -321,22 +321,33 @@ def test_an_end_does_not_wait_for_a_read_that_hangs(server_store, broker, monkey
     assert len(broker.log) + len(waiting(server_store)) == 2 * READ
 
 
-def test_an_end_interrupts_the_wait_for_a_read_that_hangs(server_store, broker, monkeypatch):
+@pytest.mark.parametrize("way", ["take", "drop"])
+def test_an_end_interrupts_the_wait_for_a_read_that_hangs(server_store, broker, monkeypatch, way):
+    """A read that is wanted, and one that is of no use since the last message had no answer."""
     monkeypatch.setattr(supply, "_PATIENCE", 0.1)
     fill(server_store, 2 * READ)
     relay = make_ready(server_store, broker, batch_size=BATCH)
     watch = Watch(relay, monkeypatch)
-    go_on = threading.Event()
+    go_on, entered = threading.Event(), threading.Event()
     watch.before = lambda: go_on.wait(2 * DEADLINE)
+    waits = getattr(relay._supply, way)
+
+    def enter(stop: threading.Event) -> object:
+        if watch.began.is_set():
+            entered.set()
+        return waits(stop)
+
+    monkeypatch.setattr(relay._supply, way, enter)
+    if way == "drop":
+        broker.answer(f"m{READ - 1:03}", UNKNOWN)
     with running(relay) as (one,):
-        # Nothing is left to do then but to wait for what is read ahead.
-        eventually(lambda: relay.sent == READ, "the first read is not sent")
+        assert entered.wait(DEADLINE)
         one.stop.set()
         relay.wake()
         eventually(lambda: not one.alive, "it waits for the read")
     go_on.set()
     assert watch.ended.wait(DEADLINE)
-    assert len(waiting(server_store)) == READ
+    assert len(waiting(server_store)) == READ + (way == "drop")
 
 
 # --- the reader's part ---------------------------------------------------------------------------

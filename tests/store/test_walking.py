@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from reliable_mq.store import Store, engines
-from reliable_mq.store.walking import walking
+from reliable_mq.store.walking import walking, walking_alone
 from tests.brokers import PgBouncer
 from tests.conftest import started
 
@@ -111,6 +111,8 @@ def test_behind_a_pooler_no_session_that_others_get_keeps_the_plans_of_a_read(
         store = Store(database_url=pooler.url)
         with walking(store) as connection:
             assert planner(connection) == {"off"}
+        with walking_alone(store) as none:
+            assert none is None
         other = create_engine(pooler.url, connect_args={"prepare_threshold": None})
         with other.connect() as connection:
             assert planner(connection) == {"on"}

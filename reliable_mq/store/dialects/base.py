@@ -121,6 +121,20 @@ class StoreDialect(ABC):
         """
         self.begin(connection, idle_timeout=LASTING)
 
+    def begin_unlimited(self, connection: Connection, *, idle_timeout: float) -> None:
+        """As :meth:`begin`, but leave it to a statement to limit itself where that is possible.
+
+        Where :meth:`idle_limit` is an expression, that is; the first statement is to have it.
+        """
+        self.begin(connection, idle_timeout=idle_timeout)
+
+    def idle_limit(self, seconds: float) -> ColumnElement[Any] | None:
+        """Return an expression that gives the transaction in which it is evaluated this limit.
+
+        As :meth:`begin` does, and without a statement of its own; None where nothing can.
+        """
+        return None
+
     def join(self, connection: Connection) -> None:
         """Make a transaction that was just begun on *connection* fit for the application's use.
 

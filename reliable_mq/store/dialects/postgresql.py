@@ -18,9 +18,11 @@ from sqlalchemy import (
     bindparam,
     cast,
     event,
+    func,
     literal,
     literal_column,
     text,
+    true,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.exc import DBAPIError, InterfaceError
@@ -55,6 +57,7 @@ _FULL = "53100"  # disk_full
 _MISSING = {"42P01", "3F000"}  # undefined_table, invalid_schema_name
 
 _SCHEMA_LOCK = 7307218391044825458  # any number, the same in every process
+_IDLE_LIMIT = "idle_in_transaction_session_timeout"
 _LIMIT = "reliable_mq_idle_limit"
 _ROOM = Room(2**30 - 1, "PostgreSQL's largest row as text")
 
@@ -79,8 +82,7 @@ class PostgreSQL(StoreDialect):
 
     @override
     def begin(self, connection: Connection, *, idle_timeout: float | None = None) -> None:
-        # 0 would switch the limit off.
-        limit = None if idle_timeout is None else max(1, round(idle_timeout * 1000))
+        limit = None if idle_timeout is None else _milliseconds(idle_timeout)
         if not is_ours(connection):
             connection.execution_options(isolation_level="READ COMMITTED")
             connection.begin()
@@ -103,6 +105,19 @@ class PostgreSQL(StoreDialect):
         connection.begin()
         if connection.info.get(_LIMIT) is None:
             _set_local(connection, str(round(LASTING * 1000)))
+
+    @override
+    def begin_unlimited(self, connection: Connection, *, idle_timeout: float) -> None:
+        if not is_ours(connection):
+            connection.execution_options(isolation_level="READ COMMITTED")
+        connection.begin()
+
+    @override
+    def idle_limit(self, seconds: float) -> ColumnElement[str]:
+        # Written out: as parameters they would be two more of each statement that has it.
+        name: ColumnElement[str] = literal_column(f"'{_IDLE_LIMIT}'", Text)
+        limit: ColumnElement[str] = literal_column(f"'{_milliseconds(seconds)}'", Text)
+        return func.set_config(name, limit, true())
 
     @override
     def join(self, connection: Connection) -> None:
@@ -220,13 +235,17 @@ def _in_binary(connection: Connection, cursor: Any, *_: object) -> None:
         cursor.format = 1  # psycopg.pq.Format.BINARY
 
 
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))  # 0 would switch a limit off
+
+
 def _set_local(connection: Connection, limit: str) -> None:
-    connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {limit}")
+    connection.exec_driver_sql(f"SET LOCAL {_IDLE_LIMIT} = {limit}")
 
 
 def _set_for_good(connection: Connection, limit: int) -> None:
     """Limit all later transactions of this pooled connection, which then need no statement."""
-    connection.exec_driver_sql(f"SET idle_in_transaction_session_timeout = {limit}")
+    connection.exec_driver_sql(f"SET {_IDLE_LIMIT} = {limit}")
     connection.commit()
     connection.info[_LIMIT] = limit
 

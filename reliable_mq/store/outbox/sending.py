@@ -34,7 +34,7 @@ from reliable_mq.store.outbox.reading import Excluded, not_excluded, not_held
 from reliable_mq.store.store import Store
 from reliable_mq.store.texts import clean
 from reliable_mq.store.times import duration_micros
-from reliable_mq.store.walking import walking_for_good
+from reliable_mq.store.walking import walking_alone
 
 MAX_CAUSE_BYTES = 1024
 
@@ -164,7 +164,7 @@ def _delete_alone(store: Store, ids: Sequence[int]) -> bool:
     """
     if not ids:
         return False
-    with walking_for_good(store) as connection:
+    with walking_alone(store) as connection:
         if connection is None:
             return False
         # Nobody sees the middle of a statement that is a transaction.

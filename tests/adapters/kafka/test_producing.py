@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import pytest
 from confluent_kafka import KafkaError, Producer
@@ -15,8 +16,10 @@ from reliable_mq_kafka.shipments import Shipment
 
 
 @pytest.fixture
-def line() -> Line:
-    return Line(lambda _: Producer({"bootstrap.servers": "127.0.0.1:1", "log_level": 0}))
+def line() -> Iterator[Line]:
+    line = Line(lambda _: Producer({"bootstrap.servers": "127.0.0.1:1", "log_level": 0}))
+    yield line
+    line.close()
 
 
 def test_what_is_handed_over_while_another_publish_gives_up_is_taken_out_too(line: Line) -> None:
@@ -32,5 +35,6 @@ def test_what_follows_from_a_fatal_error_does_not_hide_it() -> None:
     health.on_error(KafkaError(KafkaError._TRANSPORT, "disconnected"))
     health.on_error(refused)
     health.on_error(KafkaError(KafkaError._TRANSPORT, "disconnected"))
+    health.recovered()
     assert health.has_no_id
     assert "no id for you" in health.why()

@@ -3,20 +3,21 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, create_engine, event, func, select
 
-from reliable_mq.adapter import SENT, Refused, Unknown, Unroutable
+from reliable_mq.adapter import SENT, Outcome, Refused, Unknown, Unroutable
 from reliable_mq.message import Message
 from reliable_mq.store import Store
-from reliable_mq_sql import database
-from reliable_mq_sql.database import Database
+from reliable_mq_sql import database, publisher
 from reliable_mq_sql.subscription import Poll
 from tests.adapters.sql.conftest import Open, declare, order, publish
 from tests.conftest import OwnServer
+from tests.relay.support import watch_statements
 
 
 def test_the_order_of_offsets_is_the_order_of_commits(store: Store, opened: Open):
@@ -151,19 +152,24 @@ def test_a_failed_publish_stores_nothing(store: Store, opened: Open):
     assert [tuple(row) for row in rows] == [("order-2", 0)]
 
 
-def test_a_message_that_comes_alone_is_one_statement(postgresql_url: str, opened: Open):
-    """Nothing is locked between two of them, by a process that is stopped there."""
-    engine = create_engine(postgresql_url)
-    store = Store(engine=engine)
+@pytest.mark.parametrize("engine", ["ours", "given"])
+def test_on_postgresql_a_message_that_comes_alone_is_one_statement(
+    postgresql_url: str, opened: Open, engine: str
+):
+    """Its transaction is three round trips: it is what others, and a reader, wait for."""
+    given = create_engine(postgresql_url)
+    store = Store(engine=given) if engine == "given" else Store(database_url=postgresql_url)
     store.create()
     adapter = opened(store)
     declare(adapter)
     publish(adapter, 1)
     seen: list[str] = []
-    event.listen(engine, "before_cursor_execute", lambda *given: seen.append(given[2]))
+    watch_statements(store, lambda driver, statement, parameters: seen.append(statement))
     publish(adapter, 2)
-    assert len(seen) == 1
-    engine.dispose()
+    assert len([one for one in seen if "pg_notify" not in one]) == 1
+    adapter.close()
+    store.dispose()
+    given.dispose()
 
 
 @pytest.mark.parametrize(
@@ -203,33 +209,63 @@ def test_a_message_is_stored_alone_as_it_is_among_others(
     assert rest[0] == rest[1]
 
 
+@pytest.mark.parametrize(
+    "numbers", [[1], [1, 2], range(1, 9)], ids=["one", "one partition", "several partitions"]
+)
 @pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
 def test_a_publisher_that_stops_in_its_transaction_blocks_others_only_for_a_while(
-    kind: str, opened: Open, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    kind: str,
+    numbers: Sequence[int],
+    opened: Open,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ):
     monkeypatch.setattr(database, "_IDLE", 1.0)
     store = Store(database_url=request.getfixturevalue(f"{kind}_url"))
     store.create()
-    adapter = opened(store)
-    declare(adapter, "billing")
-    part = store.tables.topic_partition
-    locked, go_on = threading.Event(), threading.Event()
+    stopped, adapter = opened(store), opened(store)
+    declare(adapter, "billing", partitions=8 if len(numbers) > 2 else 1)
+    reached, go_on = threading.Event(), threading.Event()
 
-    def stop(connection: Connection) -> None:
-        connection.execute(select(part).with_for_update())
-        locked.set()
-        go_on.wait(60)
+    def stop(point: str) -> None:
+        if point == "publish.unconfirmed" and not reached.is_set():
+            reached.set()
+            assert go_on.wait(60)
 
-    def stopped_publisher() -> None:
-        with pytest.raises(Exception, match=r"idle|terminated|closed|lost|gone|timeout|killed"):
-            Database(store).write(stop, patience=0)
-
-    thread = threading.Thread(target=stopped_publisher)
+    monkeypatch.setattr(publisher, "crash_point", stop)
+    batch = [order(number, key=f"key-{number}") for number in numbers]
+    outcomes: list[Outcome] = []
+    thread = threading.Thread(target=lambda: outcomes.extend(stopped.publish(batch, 50)))
     thread.start()
-    assert locked.wait(20)
-    assert adapter.publish([order(1)], 20) == [SENT]
+    assert reached.wait(20)
+    assert adapter.publish(batch, 20) == [SENT] * len(batch)
     go_on.set()
     thread.join()
+    assert {type(one) for one in outcomes} == {Unknown}
+    assert adapter.lag("orders", "billing") == len(batch)
+    store.dispose()
+
+
+@pytest.mark.parametrize("numbers", [[1], [1, 2]], ids=["one", "two"])
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+def test_what_was_not_stored_in_time_is_not_stored_later(
+    kind: str, numbers: Sequence[int], opened: Open, request: pytest.FixtureRequest
+):
+    """The end of the partition is locked by somebody until the time is up."""
+    store = Store(database_url=request.getfixturevalue(f"{kind}_url"))
+    store.create()
+    adapter = opened(store)
+    declare(adapter, "billing")
+    batch = [order(number) for number in numbers]
+    before = set(threading.enumerate())
+    with store.transaction() as connection:
+        connection.execute(select(store.tables.topic_partition).with_for_update())
+        outcomes = adapter.publish(batch, 0.5)
+    assert {type(one) for one in outcomes} == {Unknown}
+    for thread in set(threading.enumerate()) - before:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert adapter.lag("orders", "billing") == 0
     store.dispose()
 
 
