@@ -100,6 +100,10 @@ class Line:
         """Note that a broker has stored a message in a partition."""
         self._primed.setdefault(topic, set()).add(partition)
 
+    def knows(self, topic: str | None, partition: int | None) -> bool:
+        """Tell whether a partition is primed."""
+        return topic is not None and partition in self._primed.get(topic, ())
+
     def is_primed(self, topic: str) -> bool:
         """Tell whether every partition of *topic* is primed."""
         partitions = self._partitions.get(topic)
@@ -114,7 +118,7 @@ class Line:
             return True
         # What is not UTF-8 the client refuses; where it would have gone does not matter.
         partition = partition_for(message.key.encode(errors="surrogatepass"), partitions)
-        return partition not in self._primed.get(message.topic, ())
+        return not self.knows(message.topic, partition)
 
     # --- reports ---
 

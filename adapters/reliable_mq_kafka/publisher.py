@@ -2,7 +2,9 @@
 
 How the promises are kept:
 
-- *Sent* is a delivery report without an error, of an idempotent producer with ``acks=all``.
+- *Sent* is a delivery report without an error, of an idempotent producer with ``acks=all``; with
+  an offset where the broker did not know the producer before. There the client reports what was
+  never stored, if only a later request was.
 - *Prefix rule.* A partition's messages are stored in the order in which they were handed over,
   and the first one that a broker refuses ends the producer (``enable.gapless.guarantee``), so
   that nothing behind it is stored. For what is on its way already the broker sees to that, but

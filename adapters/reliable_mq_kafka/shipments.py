@@ -40,6 +40,12 @@ _NO_VERDICT = frozenset(
 )
 """The end of the producer, which says nothing of the message."""
 
+_UNANSWERED = KafkaError(KafkaError._FAIL, "a later request was answered, and this one was not")
+"""The client takes a message for stored where a request behind it was: a broker that knows the
+producer would have refused that one (``rd_kafka_dr_implicit_ack``). One that does not know it yet
+takes it, also behind a request that it had refused, with a topic that was just created, say.
+Such a report has no offset. It is no verdict, and the message is sent again."""
+
 
 class Shipment:
     """One round of a publish: messages are handed to a producer and their reports collected.
@@ -86,7 +92,7 @@ class Shipment:
             if index not in self._failures and index not in self._waiting:
                 self._draft.settle(index, SENT)
         for index, error in list(self._failures.items()):
-            if error.code() in _NO_VERDICT:
+            if error is _UNANSWERED or error.code() in _NO_VERDICT:
                 continue
             if error.code() in UNFIT and not (alone or index in self._own_failures):
                 self._draft.suspicious = True
@@ -162,11 +168,14 @@ class Shipment:
         crash_point("publish.answered")
         if error is not None:
             self._failures[index] = error
+        elif record.offset() is None and not self._line.knows(record.topic(), record.partition()):
+            self._failures[index] = _UNANSWERED
         self._waiting.discard(index)
 
     def _report_first(self, index: int, error: KafkaError | None, record: KafkaRecord) -> None:
         topic, partition = record.topic(), record.partition()
-        if error is None and topic is not None and partition is not None:
+        answered = error is None and record.offset() is not None
+        if answered and topic is not None and partition is not None:
             self._line.prime(topic, partition)
         self._report(index, error, record)
 

@@ -67,6 +67,11 @@ _FOLLOWS = frozenset(
 """What a message ends with because the transaction did."""
 
 
+_UNANSWERED = KafkaError(KafkaError._TIMED_OUT, "an output was not answered")
+"""What the client takes for stored because a later request was. A broker that does not know the
+producer takes that one behind a refused one too: see the same in ``shipments``."""
+
+
 class FencedError(Exception):
     """The group did not take the offsets from this member; everything was undone."""
 
@@ -281,6 +286,8 @@ class Transactions:
                 return
 
     def _report(self, index: int, error: KafkaError | None, record: KafkaRecord) -> None:
+        if error is None and record.offset() is None:
+            error = _UNANSWERED
         if error is not None and error.code() not in _FOLLOWS:
             self._failures[index] = error
 

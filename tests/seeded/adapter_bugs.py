@@ -65,6 +65,23 @@ BUGS: tuple[Bug, ...] = (
         servers=("kafka",),
     ),
     bug(
+        "Kafka: what the client takes for stored without an answer counts as sent",
+        "reliable_mq_kafka/shipments.py",
+        "        elif record.offset() is None and not self._line",
+        "        elif record.offset() == -1 and not self._line",
+        "adapters/kafka/test_refused_requests.py::test_what_counts_as_sent_is_stored[keys]",
+        "adapters/kafka/test_refused_requests.py::test_what_counts_as_sent_is_stored[no key]",
+        servers="kafka",
+    ),
+    bug(
+        "Kafka: what the client takes for stored without an answer counts as an output",
+        "reliable_mq_kafka/transactions.py",
+        "        if error is None and record.offset() is None:\n",
+        "        if error is None and record.offset() == -1:\n",
+        "adapters/kafka/test_refused_requests.py::test_what_counts_as_an_output_is_stored",
+        servers="kafka",
+    ),
+    bug(
         "Kafka: an output without a topic is the fault of its whole transaction",
         "reliable_mq_kafka/transactions.py",
         "isinstance(outcome := outcome_of(found, messages[index].topic), Refused | Unroutable)",

@@ -187,7 +187,14 @@ class Copying:
         outputs = Counter(self.outputs())
         twice = [number for number, times in outputs.items() if times > 1]
         missing = sorted(set(range(self._sent)) - set(outputs))
-        return f"{len(outputs)} of {self._sent}; missing {missing[:20]}; twice {twice[:20]}"
+        careless = Counter(self.outputs("read_uncommitted"))
+        sent = Counter(self.bodies(f"{self.prefix}-in"))
+        whereabouts = [f"{n}: {sent[b'%d' % n]} sent, {careless[n]} undone" for n in missing[:20]]
+        said = "\n".join(log.read_text()[-3000:] for log in sorted(self._folder.glob("*.log")))
+        return (
+            f"{len(outputs)} of {self._sent}; missing {missing[:20]} ({'; '.join(whereabouts)}); "
+            f"twice {twice[:20]}\n{said}"
+        )
 
 
 def _reader(bootstrap: str, isolation: str) -> Consumer:
