@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -11,9 +12,15 @@ from enum import Enum
 
 from sqlalchemy import make_url
 
+_COMMIT = re.compile(rb"COMMIT(?!TED)", re.IGNORECASE)
+"""Not the level of isolation in a BEGIN."""
+
 
 class Cut(Enum):
-    """When a connection is cut: its client sees the same either way."""
+    """When a connection is cut: its client sees the same either way.
+
+    A statement that is a transaction by itself is its own COMMIT.
+    """
 
     BEFORE_COMMIT = "the COMMIT never arrives"
     AFTER_COMMIT = "the COMMIT takes effect, its reply is lost"
@@ -34,6 +41,8 @@ class CommitProxy:
     def __init__(self, url: str) -> None:
         target = make_url(url)
         self._target = (target.host or "127.0.0.1", target.port or 0)
+        # Whoever has a transaction there says BEGIN first; MariaDB's clients need not.
+        self._says_begin = target.get_backend_name() == "postgresql"
         self._listener = socket.create_server(("127.0.0.1", 0))
         port = self._listener.getsockname()[1]
         self.url = target.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
@@ -83,7 +92,8 @@ class CommitProxy:
         seen = b""
         for data in _chunks(link.client):
             seen += data
-            if b"COMMIT" in data.upper():
+            is_alone = self._says_begin and b"BEGIN" not in seen
+            if _COMMIT.search(data) or (is_alone and self._is_ordered(data)):
                 due = self._due(seen)
                 if due is Cut.BEFORE_COMMIT:
                     break
@@ -104,6 +114,10 @@ class CommitProxy:
                 break
         _end(link.client)
         _end(link.server)
+
+    def _is_ordered(self, data: bytes) -> bool:
+        with self._lock:
+            return any(order.times and order.statement in data for order in self._orders)
 
     def _due(self, seen: bytes) -> Cut | None:
         with self._lock:
