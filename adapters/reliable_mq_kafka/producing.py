@@ -93,8 +93,9 @@ class Line:
                     self._partitions[topic] = len(found.partitions)
 
     def forget(self, topic: str) -> None:
-        """Note that a topic does not exist (any more)."""
+        """Note that a topic does not exist (any more): what comes of its name is another log."""
         self._partitions.pop(topic, None)
+        self._primed.pop(topic, None)
 
     def prime(self, topic: str, partition: int) -> None:
         """Note that a broker has stored a message in a partition."""

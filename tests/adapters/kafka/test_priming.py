@@ -51,5 +51,15 @@ def test_a_topic_of_unknown_partitions_is_not_primed(line: Line) -> None:
     assert line.must_prime(message("ann", "news"))
 
 
+def test_nothing_is_primed_in_a_topic_that_was_missing_meanwhile(line: Line) -> None:
+    """In the log that takes its place no broker knows the producer."""
+    number = partition_for(b"ann", PARTITIONS)
+    line.prime("orders", number)
+    line.forget("orders")
+    line._partitions["orders"] = PARTITIONS
+    assert line.must_prime(message("ann"))
+    assert not line.knows("orders", number)
+
+
 def test_a_key_that_the_client_will_refuse_is_no_error_here(line: Line) -> None:
     assert line.must_prime(message("\udc80"))
