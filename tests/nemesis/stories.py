@@ -15,12 +15,17 @@ MANY = 6
 """Stories for each violation; more would hide the first."""
 LONG = 8000
 """Characters of a violation that are shown; the log of a server that does not start has 6000."""
+BRIEF = 300
+"""Characters of a violation that are shown again at the end."""
 AROUND = 3.0
 """Seconds before and after the life of a message whose faults belong to its story."""
 
 
 def told(violations: Sequence[str], findings: Findings, folder: Path) -> str:
-    """Return the violations, each with the stories of its messages."""
+    """Return the violations, each with the stories of its messages, and at the end once more.
+
+    Where only a part of a long text is kept, it is its beginning or its end.
+    """
     if not violations:
         return ""
     lines = sorted(history_lines(folder), key=lambda line: float(line["t"]))
@@ -30,6 +35,7 @@ def told(violations: Sequence[str], findings: Findings, folder: Path) -> str:
         for number in _numbers(violation)[:MANY]:
             parts += [f"  --- {number}", *(f"    {line}" for line in _story(number, lines))]
             parts += [f"    {line}" for line in _end(number, findings)]
+    parts += [f"{len(violations)} violations:", *(one[:BRIEF] for one in violations)]
     return "\n".join(parts)
 
 
@@ -64,8 +70,18 @@ def _shown(line: Line, number: int) -> str:
         values["jobs"] = [job for job in values["jobs"] if job["number"] == number]
     if "sent" in values:
         values["sent"] = [one for one in values["sent"] if one[0] == number]
+    if "numbers" in values:
+        values["numbers"] = _places(values["numbers"], number)
     shown = " ".join(f"{name}={value}" for name, value in values.items() if value is not None)
     return f"{line['t']:.3f} {line['pid']} {line['what']} {shown}"
+
+
+def _places(numbers: Sequence[int], number: int) -> str:
+    """Return where *number* is among the many that came or went together."""
+    if len(numbers) == 1:
+        return str(numbers)
+    places = [place for place, one in enumerate(numbers, 1) if one == number]
+    return f"{places} of {len(numbers)}"
 
 
 def _end(number: int, findings: Findings) -> Iterator[str]:

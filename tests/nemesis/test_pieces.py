@@ -219,15 +219,19 @@ def test_a_violation_comes_with_the_whole_story_of_its_message(tmp_path: Path) -
     history.note("publish", sent=[[one, "id-1", "jobs", "Sent"], [two, "id-2", "jobs", "Sent"]])
     history.note("call", group="ordered", number=one, attempt=1)
     history.note("MessageHandled", id="id-1", group="ordered", attempt=1)
+    history.note("receive", who="batch", numbers=[two, one, *range(500), one])
     history.note("ack", who="ordered", numbers=[one])
     found = findings([one, one], committed={one, two}, undone=set())
-    sections = told(found.violations(), found, tmp_path).split("  --- ")
+    text = told(found.violations(), found, tmp_path)
+    sections = text.split("  --- ")
     stories = {int(text.split()[0]): text for text in sections[1:]}
     for part in ("invoke", "ok", "broker killed", "Unknown", "Sent", "call", "Handled", "ack"):
         assert part in stories[one]
+    assert "receive who=batch numbers=[2, 503] of 503" in stories[one], "not all 503 of them"
     assert "2 effects" in stories[one]
     assert "id-2" not in stories[one]
     assert "id-2" in stories[two], "it was lost, and has a story of its own"
+    assert text.endswith("\n".join(["violations:", *found.violations()]))
 
 
 # --- exactly once -------------------------------------------------------------------------------
