@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import Any
@@ -12,35 +11,21 @@ from confluent_kafka.admin import AdminClient
 
 from reliable_mq.adapter import AdapterContext
 from reliable_mq.errors import ConfigurationError
+from reliable_mq_kafka.client_log import ClientLog, InterruptionLog
 from reliable_mq_kafka.errors import error_of, text_of, translated
 from reliable_mq_kafka.guard import checked
 from reliable_mq_kafka.health import Health
 from reliable_mq_kafka.location import Location
 from reliable_mq_kafka.options import WITH_PASSWORD, Options
 
-log = logging.getLogger("reliable_mq.kafka")
-
 HEADER_ROOM = 128 * 1024
 """Bytes that a message may have besides its body: key and headers at their limits, framing."""
 
 _MAX_NAME = 249
+_LOG = ClientLog()
 
 Properties = dict[str, Any]
 OnCommit = Callable[[Any, list[TopicPartition]], None]
-
-
-class ClientLog:
-    """Takes what librdkafka prints, so that it does not go to standard error.
-
-    All of it at DEBUG: what matters of it reaches the application as an error or an outcome.
-    """
-
-    def log(self, level: int, text: str, *values: object) -> None:
-        """Log a line of librdkafka's."""
-        log.debug(text, *values)
-
-
-_LOG = ClientLog()
 
 
 class Clients:
@@ -70,19 +55,25 @@ class Clients:
 
     # --- clients ---
 
-    def producer(self, health: Health, **changes: object) -> Producer:
+    def producer(self, health: Health, logger: ClientLog = _LOG, /, **changes: object) -> Producer:
         """Return a new producer; *changes*, with '_' for '.', win over everything."""
         renamed = {name.replace("_", "."): value for name, value in changes.items()}
         with translated("cannot make a producer"):
-            return Producer({**self._producer(health), **renamed}, logger=_LOG)
+            return Producer({**self._producer(health), **renamed}, logger=logger)
 
     def transactional_producer(
         self, health: Health, transactional_id: str, **changes: object
     ) -> Producer:
-        """Return a new producer for transactions, not initialised yet."""
+        """Return a new producer for transactions, not initialised yet.
+
+        Its *health* learns of interruptions.
+        """
         milliseconds = round(self.options.transaction_timeout * 1000)
+        chosen = str(self._chosen.get("debug", ""))
         return self.producer(
             health,
+            InterruptionLog(health, verbose=bool(chosen)),
+            debug=InterruptionLog.contexts(chosen),
             transactional_id=transactional_id,
             transaction_timeout_ms=milliseconds,
             message_timeout_ms=milliseconds,

@@ -28,6 +28,7 @@ class Health:
         self._cause: KafkaError | None = None
         self._refusal: KafkaError | None = None
         self._down = False
+        self._interrupted = False
 
     def on_error(self, error: KafkaError) -> None:
         """Note *error*. Never raises: an exception here would come out of the client's poll."""
@@ -40,12 +41,26 @@ class Health:
             # Behind a fatal error the client only tells of what follows from its end.
             self._cause = error
 
+    def on_interruption(self) -> None:
+        """Note that a request may have lost its answer."""
+        self._interrupted = True
+
     def recovered(self) -> None:
-        """Forget what was, but for a fatal error: a broker has answered."""
+        """Forget what was, but for a fatal error and an interruption: a broker has answered."""
         self._refusal = None
         self._down = False
         if self._cause is not None and not self._cause.fatal():
             self._cause = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Tell whether a request may still be on its way that the client does not wait for.
+
+        Where a connection ends librdkafka sends most of what had no answer again, and says
+        nothing of it once that is answered. What was sent first may come later than that answer.
+        Noted by an ``InterruptionLog``, and for all of the client's life.
+        """
+        return self._interrupted
 
     @property
     def troubled(self) -> bool:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import Any
 
 from confluent_kafka import KafkaException, Producer
 
@@ -40,6 +41,7 @@ class Line:
         self.producer = make(self.health)
         self.users = 0
         """How many publishes use it; counted by their owner, under its lock."""
+        self._gate = threading.Lock()
         self._retires_at = time.monotonic() + _LIFETIME
         self._partitions: dict[str, int] = {}
         self._primed: dict[str, set[int]] = {}
@@ -72,6 +74,16 @@ class Line:
         """Note that a broker has confirmed a message."""
         self._confirmed = True
         self.health.recovered()
+
+    def produce(self, *record: Any) -> None:
+        """Hand a record to the client; ``BufferError`` where it has no room, or was given up.
+
+        What stood before it of its key may have been taken out then, and it would be sent.
+        """
+        with self._gate:
+            if self._given_up.is_set():
+                raise BufferError("given up")
+            self.producer.produce(*record)
 
     # --- topics ---
 
@@ -164,10 +176,11 @@ class Line:
     def give_up(self) -> None:
         """Take everything out of the producer: it comes back with errors, nothing is sent later.
 
-        What a broker has already been sent may still be stored; its outcome is unknown. Every
-        user says it: what one hands over while another gives up is taken out by its own call.
+        What a broker has already been sent may still be stored; its outcome is unknown. Nothing
+        is handed over any more.
         """
-        self._given_up.set()
+        with self._gate:
+            self._given_up.set()
         self.producer.purge()
 
     def give_up_broken(self, deadline: float) -> None:

@@ -111,7 +111,7 @@ class Shipment:
         # The path of every message: what is not needed here is elsewhere. All are encoded before
         # the first is handed over: the client sends what it has, and what comes quickly shares
         # its requests.
-        produce = self._line.producer.produce
+        produce = self._line.produce
         waiting, taken = self._waiting, self._taken
         for index, message, headers in [*_encoded(messages)]:
             if self._failures and self._is_blocked(message):

@@ -36,6 +36,8 @@ log = logging.getLogger("reliable_mq.kafka")
 
 _SERVE_EVERY = 100
 _LOOK_UP = 5.0
+_PATIENCE = 2.0
+"""Seconds for a successor to undo what was left open, before the next transaction asks for it."""
 _GRACE = 1.0
 """Seconds after its time is up in which a call of the client's may still return."""
 
@@ -103,8 +105,13 @@ class Transactions:
     def prepare(self, patience: float) -> None:
         """Make the producer ready; raise where the brokers did not answer in *patience* s.
 
-        What a producer of this id has left open is undone then.
+        What a producer of this id has left open is undone then. One that was interrupted begins
+        no other transaction: a broker would take a late request of its last one for one of the
+        next, which has the same epoch. An end that comes late ends that one.
         """
+        self.serve()
+        if self._is_ready and self._health.interrupted:
+            self._drop()
         if self._is_ready:
             return
         if self._producer is None:
@@ -360,16 +367,31 @@ class Transactions:
         return translate(error, self._doing + where)
 
     def _abort(self) -> None:
-        """Undo what is open. Where this producer cannot, its successor does."""
+        """Undo what is open; where this producer cannot, or must not, its successor does."""
         producer = self._producer
-        if producer is None:
-            return
-        deadline = time.monotonic() + self._clients.options.transaction_timeout
+        if producer is not None and self._may_abort(producer):
+            deadline = time.monotonic() + self._clients.options.transaction_timeout
+            try:
+                return self._repeat(producer.abort_transaction, deadline)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is not undone
+                log.debug("%s cannot abort: %r", self._id, error)
+        self._drop()
         try:
-            self._repeat(producer.abort_transaction, deadline)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is not undone
-            log.debug("%s cannot abort: %r", self._id, error)
-            self._drop()
+            self.prepare(_PATIENCE)
+        except ReliableMQError as error:
+            log.debug("%s: what is open is not undone yet: %s", self._id, error)
+        return None
+
+    def _may_abort(self, producer: Producer) -> bool:
+        """Tell whether nothing of the transaction may still reach a broker.
+
+        Its end leaves the epoch as it is, and the next transaction goes on with the sequence
+        numbers of outputs that have no answer, stored or not
+        (``rd_kafka_toppar_purge_queues``): a broker that has stored one takes the next output
+        for its copy, confirms it and throws it away. The epoch of a successor is new.
+        """
+        self._serve(producer)
+        return not (len(producer) or self._health.interrupted)
 
     def _repeat(self, call: Callable[[float], None], deadline: float) -> None:
         """Make a call of the client's, and go on with it as long as it may be."""

@@ -8,6 +8,8 @@ _PARTITIONS = "reliable_mq_kafka/partitions.py"
 _STARTS = "reliable_mq_kafka/starts.py"
 _IDENTITIES = "adapters/kafka/test_identities.py::"
 _RECREATED = "adapters/kafka/test_recreated_topics.py::"
+_TRANSACTIONS = "reliable_mq_kafka/transactions.py"
+_LATE = "adapters/kafka/test_late_requests.py::test_"
 _AS_IT_LIKES = "TopicPartition(*place, OFFSET_INVALID)"
 _TAGS = "reliable_mq_rabbitmq/tags.py"
 _RUNS = "reliable_mq_rabbitmq/runs.py"
@@ -18,6 +20,64 @@ _ADDS_ITSELF = "redis.call('ZADD', KEYS[1], until_, me)\n"
 _LIFE_OF_THE_GUARD = "  local life = redis.call('PTTL', current)\n"
 
 BUGS: tuple[Bug, ...] = (
+    bug(
+        "Kafka: a transaction is begun while a request of the last one may be on its way",
+        _TRANSACTIONS,
+        "if self._is_ready and self._health.interrupted:",
+        "if False:",
+        *(
+            f"{_LATE}{what}[{how}]"
+            for what in (
+                "a_commit_that_comes_late_commits_no_part_of_the_next_transaction",
+                "an_abort_that_comes_late_undoes_no_part_of_the_next_transaction",
+                "offsets_that_come_late_do_not_lead_back",
+            )
+            for how in ("cut off", "no answer")
+        ),
+        servers="kafka",
+    ),
+    bug(
+        "Kafka: interruptions are only known where librdkafka makes much of them",
+        "reliable_mq_kafka/config.py",
+        "            debug=InterruptionLog.contexts(chosen),\n",
+        "",
+        f"{_LATE}a_commit_that_comes_late_commits_no_part_of_the_next_transaction[cut off]",
+        servers="kafka",
+    ),
+    bug(
+        "Kafka: a transaction is undone while one of its outputs has no answer",
+        _TRANSACTIONS,
+        "return not (len(producer) or self._health.interrupted)",
+        "return not self._health.interrupted",
+        f"{_LATE}no_output_is_taken_for_the_copy_of_an_undone_one",
+        servers="kafka",
+    ),
+    bug(
+        "Kafka: a transaction is undone without a new epoch while its offsets may be on their way",
+        _TRANSACTIONS,
+        "return not (len(producer) or self._health.interrupted)",
+        "return not len(producer)",
+        f"{_LATE}offsets_that_come_late_are_not_committed_for_an_undone_transaction",
+        servers="kafka",
+    ),
+    bug(
+        "Kafka: each producer is let go of after its first transaction",
+        "reliable_mq_kafka/client_log.py",
+        "return _BOOTSTRAP not in line and (",
+        "return (",
+        f"{_LATE}a_producer_is_kept_as_long_as_nothing_interrupts_it",
+        servers="kafka",
+    ),
+    bug(
+        "Kafka: a message is handed over behind one that another publish has taken out",
+        "reliable_mq_kafka/producing.py",
+        """        with self._gate:
+            self._given_up.set()
+""",
+        "        self._given_up.set()\n",
+        "adapters/kafka/test_producing.py::"
+        "test_nothing_is_handed_over_behind_what_another_publish_has_taken_out",
+    ),
     bug(
         "Kafka: offsets are committed past an unfinished one",
         _PARTITIONS,
@@ -75,7 +135,7 @@ BUGS: tuple[Bug, ...] = (
     ),
     bug(
         "Kafka: what the client takes for stored without an answer counts as an output",
-        "reliable_mq_kafka/transactions.py",
+        _TRANSACTIONS,
         "        if error is None and record.offset() is None:\n",
         "        if error is None and record.offset() == -1:\n",
         "adapters/kafka/test_refused_requests.py::test_what_counts_as_an_output_is_stored",
@@ -83,7 +143,7 @@ BUGS: tuple[Bug, ...] = (
     ),
     bug(
         "Kafka: an output without a topic is the fault of its whole transaction",
-        "reliable_mq_kafka/transactions.py",
+        _TRANSACTIONS,
         "isinstance(outcome := outcome_of(found, messages[index].topic), Refused | Unroutable)",
         "isinstance(outcome := outcome_of(found, messages[index].topic), Refused)",
         "adapters/kafka/test_transactions.py::test_an_output_without_a_topic_is_named_and_"
@@ -94,7 +154,7 @@ BUGS: tuple[Bug, ...] = (
     ),
     bug(
         "Kafka: an unforeseen error of a commit is taken for one that stored nothing",
-        "reliable_mq_kafka/transactions.py",
+        _TRANSACTIONS,
         "            raise InDoubtError(repr(error)) from error\n",
         "            raise TransportError(repr(error)) from error\n",
         "adapters/kafka/test_transactions.py::test_what_nobody_foresees_from_the_commit_leaves_it_"
