@@ -78,6 +78,8 @@ class Clients:
             transaction_timeout_ms=milliseconds,
             message_timeout_ms=milliseconds,
             socket_timeout_ms=min(milliseconds, round(self.timeout * 1000)),
+            # A request that has no answer ends its connection, and with it the transaction.
+            socket_max_fails=1,
             # What is refused ends the transaction, and with it everything that follows.
             enable_gapless_guarantee=False,
             **changes,

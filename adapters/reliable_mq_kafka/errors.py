@@ -108,10 +108,13 @@ _CLOCK = (
 )
 
 
-def error_of(error: KafkaException) -> KafkaError:
-    """Return the error that the exception carries."""
+def error_of(error: Exception) -> KafkaError:
+    """Return the error that the client's exception carries; of any other, one that tells of it."""
     found = error.args[0] if error.args else None
-    return found if isinstance(found, KafkaError) else KafkaError(KafkaError._FAIL, str(error))
+    if isinstance(found, KafkaError):
+        return found
+    text = str(error) if isinstance(error, KafkaException) else repr(error)
+    return KafkaError(KafkaError._FAIL, text)
 
 
 def text_of(error: KafkaError) -> str:

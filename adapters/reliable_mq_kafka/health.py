@@ -45,6 +45,10 @@ class Health:
         """Note that a request may have lost its answer."""
         self._interrupted = True
 
+    def uninterrupted(self) -> None:
+        """Forget interruptions: no request waits for its answer."""
+        self._interrupted = False
+
     def recovered(self) -> None:
         """Forget what was, but for a fatal error and an interruption: a broker has answered."""
         self._refusal = None
@@ -58,7 +62,7 @@ class Health:
 
         Where a connection ends librdkafka sends most of what had no answer again, and says
         nothing of it once that is answered. What was sent first may come later than that answer.
-        Noted by an ``InterruptionLog``, and for all of the client's life.
+        Noted by an ``InterruptionLog``, until :meth:`uninterrupted`.
         """
         return self._interrupted
 

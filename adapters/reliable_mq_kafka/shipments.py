@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from confluent_kafka import KafkaError, KafkaException
 
 from reliable_mq.adapter import SENT, Unknown
 from reliable_mq.crashpoints import crash_point
 from reliable_mq.message import Message
+from reliable_mq_kafka.calls import caught
 from reliable_mq_kafka.drafts import Draft, Place, place_of
 from reliable_mq_kafka.errors import MISSING, UNFIT, error_of, outcome_of
 from reliable_mq_kafka.producing import Line
@@ -26,6 +27,9 @@ _SERVE_EVERY = 1000
 _PATIENCE = 0.05
 _ANY, _NOW = -1, 0
 """The partition and the time of a record where the client is to choose them."""
+
+_NOT_TAKEN = (BufferError, KafkaException, ValueError, TypeError)
+"""What the client raises for a message: there is no room, or it is refused, or no record."""
 
 _Report: TypeAlias = Callable[[int, KafkaError | None, KafkaRecord], None]
 
@@ -119,34 +123,50 @@ class Shipment:
             if isinstance(headers, Exception):
                 self._fail(index, headers)
                 continue
-            while True:
-                waiting.add(index)
-                try:
-                    # By position, for the client takes as long over names as over all the rest:
-                    # partition, report and its other name, time, headers.
-                    produce(
-                        message.topic,
-                        message.body,
-                        message.key,
-                        _ANY,
-                        partial(report, index),
-                        None,
-                        _NOW,
-                        headers,
-                    )
-                    taken.append(index)
-                except BufferError:
-                    waiting.discard(index)
-                    if self._makes_room():
-                        continue
-                    return
-                except (KafkaException, ValueError, TypeError) as error:
-                    self._fail(index, error)
-                    if not self._line.usable:
-                        return
-                break
+            # By position, for the client takes as long over names as over all the rest: partition,
+            # report and its other name, time, headers.
+            record = (
+                message.topic,
+                message.body,
+                message.key,
+                _ANY,
+                partial(report, index),
+                None,
+                _NOW,
+                headers,
+            )
+            waiting.add(index)
+            trouble = None
+            try:
+                produce(*record)
+            except _NOT_TAKEN as error:
+                trouble = error.with_traceback(None)
+            if trouble is None:
+                taken.append(index)
+            elif not self._hand_over_again(index, record, trouble):
+                return
             if not (index + 1) % _SERVE_EVERY:
                 self._line.serve(0)
+
+    def _hand_over_again(self, index: int, record: tuple[Any, ...], trouble: Exception) -> bool:
+        """Go on with a message that the client did not take; False where it takes no other.
+
+        Not where its exception is handled: see ``caught``.
+        """
+        again: Exception | None = trouble
+        while isinstance(again, BufferError):
+            self._waiting.discard(index)
+            if not self._makes_room():
+                return False
+            self._waiting.add(index)
+            again = caught(partial(self._line.produce, *record))
+        if again is None:
+            self._taken.append(index)
+            return True
+        if not isinstance(again, _NOT_TAKEN):
+            raise again
+        self._fail(index, again)
+        return self._line.usable
 
     def _makes_room(self) -> bool:
         """Wait a little for the full queue; False where there is no point in trying again."""

@@ -29,9 +29,10 @@ from reliable_mq_kafka.errors import translated
 from reliable_mq_kafka.identities import Identities
 from reliable_mq_kafka.intake import Intake
 from reliable_mq_kafka.membership import Membership, membership
+from reliable_mq_kafka.outputs import Homeless
 from reliable_mq_kafka.partitions import OwnedPartition, Place
 from reliable_mq_kafka.subscription import KafkaSubscription
-from reliable_mq_kafka.transactions import FencedError, Homeless, InDoubtError, Transactions
+from reliable_mq_kafka.transactions import FencedError, InDoubtError, Transactions
 
 log = logging.getLogger("reliable_mq.kafka")
 

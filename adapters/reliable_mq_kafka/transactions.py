@@ -8,6 +8,11 @@ librdkafka sorts its errors into three kinds, and so does this module:
   undoes what the old one left open.
 
 Only a COMMIT that is not answered leaves it open whether the transaction is there.
+
+A transaction in which a connection has ended is undone as well, and by a new producer: the client
+sends what had no answer once more and says nothing of it, and what it sent first may come later
+than all that follows, to whichever transaction is open then. The epoch of the new one keeps it
+out.
 """
 
 from __future__ import annotations
@@ -15,34 +20,29 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import Sequence
+from concurrent import futures
 from functools import partial
 from typing import TypeAlias
 
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
-from reliable_mq.adapter import Refused, Unroutable
-from reliable_mq.errors import ReliableMQError, TransportError
+from reliable_mq.errors import ReliableMQError
 from reliable_mq.message import Message
+from reliable_mq_kafka.calls import caught, repeat
 from reliable_mq_kafka.config import Clients
-from reliable_mq_kafka.errors import ROUTE, UNFIT, error_of, outcome_of, text_of, translate
+from reliable_mq_kafka.errors import ROUTE, UNFIT, error_of, text_of, translate
 from reliable_mq_kafka.health import Health
 from reliable_mq_kafka.membership import Membership
-from reliable_mq_kafka.records import KafkaRecord, headers_of
+from reliable_mq_kafka.outputs import Homeless, Outputs
+from reliable_mq_kafka.txn_client import TxnClient
 
 log = logging.getLogger("reliable_mq.kafka")
 
-_SERVE_EVERY = 100
-_LOOK_UP = 5.0
 _PATIENCE = 2.0
 """Seconds for a successor to undo what was left open, before the next transaction asks for it."""
 _GRACE = 1.0
 """Seconds after its time is up in which a call of the client's may still return."""
-
-Homeless: TypeAlias = Mapping[int, Refused | Unroutable]
-"""Why messages, by position, cannot be stored."""
 
 _ALONE = {"batch_num_messages": 1, "max_in_flight_requests_per_connection": 1}
 
@@ -58,20 +58,7 @@ _NOT_A_MEMBER = frozenset(
 
 _TIMED_OUT = frozenset({KafkaError._TIMED_OUT, KafkaError._MSG_TIMED_OUT})
 
-_FOLLOWS = frozenset(
-    {
-        KafkaError._PURGE_QUEUE,
-        KafkaError._PURGE_INFLIGHT,
-        KafkaError._FATAL,
-        KafkaError._DESTROY,
-    }
-)
-"""What a message ends with because the transaction did."""
-
-
-_UNANSWERED = KafkaError(KafkaError._TIMED_OUT, "an output was not answered")
-"""What the client takes for stored because a later request was. A broker that does not know the
-producer takes that one behind a refused one too: see the same in ``shipments``."""
+_Ended: TypeAlias = "futures.Future[Exception | None]"
 
 
 class FencedError(Exception):
@@ -93,12 +80,9 @@ class Transactions:
         self._clients = clients
         self._id = transactional_id
         self._doing = "cannot store outputs and offsets in one transaction"
-        self._health = Health()
-        self._producer: Producer | None = None
+        self._client: TxnClient | None = None
+        self._stuck: list[tuple[TxnClient, _Ended]] = []
         self._one_by_one = False
-        self._is_ready = False
-        self._known: set[str] = set()
-        self._failures: dict[int, KafkaError] = {}
 
     # --- the producer ---
 
@@ -106,60 +90,56 @@ class Transactions:
         """Make the producer ready; raise where the brokers did not answer in *patience* s.
 
         What a producer of this id has left open is undone then. One that was interrupted begins
-        no other transaction: a broker would take a late request of its last one for one of the
-        next, which has the same epoch. An end that comes late ends that one.
+        no other transaction, not even where it was idle: it may not return from sending offsets
+        for minutes when it has lost a coordinator's connection (see ``_send_offsets``).
         """
-        self.serve()
-        if self._is_ready and self._health.interrupted:
+        if self._client is not None and not self._may_go_on(self._client):
             self._drop()
-        if self._is_ready:
-            return
-        if self._producer is None:
-            self._health = Health()
-            self._producer = self._make()
-        deadline = time.monotonic() + patience
-        try:
-            self._repeat(self._producer.init_transactions, deadline)
-        except KafkaException as error:
-            found = error_of(error)
-            self.serve()  # it tells what it knows
-            if not found.retriable():
-                self._drop()
-            self._health.raise_if_refused(self._doing)
-            raise translate(found, self._doing) from error
-        self._is_ready = True
+        if self._client is None:
+            self._client = self._make()
+        if not self._client.is_ready:
+            self._initialise(self._client, time.monotonic() + patience)
 
-    def _make(self) -> Producer:
+    def _may_go_on(self, client: TxnClient) -> bool:
+        fits = client.one_by_one == self._one_by_one
+        return fits and (client.may_begin_another or not client.is_ready)
+
+    def _make(self) -> TxnClient:
         changes: dict[str, object] = dict(_ALONE) if self._one_by_one else {}
-        return self._clients.transactional_producer(self._health, self._id, **changes)
+
+        def make(health: Health) -> Producer:
+            return self._clients.transactional_producer(health, self._id, **changes)
+
+        return TxnClient(make, one_by_one=self._one_by_one)
+
+    def _initialise(self, client: TxnClient, deadline: float) -> None:
+        error = caught(partial(client.initialise, deadline))
+        client.serve()  # it tells what it knows
+        if error is None:
+            # Nothing waits for an answer: the connections that have ended had none to lose.
+            return client.health.uninterrupted()
+        found = error_of(error)
+        if not found.retriable():
+            self._drop()
+        raise self._reason(client, found) from error
 
     def _drop(self) -> None:
-        """Let go of a producer. What it left open is undone by the next, or by a time-out."""
-        producer, self._producer = self._producer, None
-        self._is_ready = False
-        if producer is None:
-            return
-        try:
-            producer.purge()
-            self._serve(producer)
-        except Exception as error:  # noqa: BLE001 - why it is let go of matters more
-            log.debug("%s: a producer that is let go of: %r", self._id, error)
+        """Let go of the producer. What it left open is undone by the next, or by a time-out."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.let_go()
 
     def close(self) -> None:
         """Let go of the producer; nothing is open."""
         self._drop()
 
     def serve(self) -> None:
-        """Take what the idle client has to say."""
-        if self._producer is not None:
-            self._serve(self._producer)
-
-    def _serve(self, producer: Producer) -> None:
-        try:
-            producer.poll(0)
-        except KafkaException as error:
-            # The fatal error of a producer comes out of each poll; the next call tells of it too.
-            self._health.on_error(error_of(error))
+        """Take what idle clients have to say: it would pile up otherwise."""
+        if self._client is not None:
+            self._client.serve()
+        for client, _ in self._stuck:
+            client.serve()
+        self._stuck = [(client, ended) for client, ended in self._stuck if not ended.done()]
 
     # --- a transaction ---
 
@@ -172,62 +152,60 @@ class Transactions:
         refused for good or have no topic. Raises :class:`FencedError` or an error of the library
         where nothing was stored, :class:`InDoubtError` where that is not known.
         """
-        homeless = self._run(messages, offsets, member)
-        if len(messages) > 1 and any(one.code() in UNFIT for one in self._failures.values()):
+        homeless, unfit = self._run(messages, offsets, member)
+        if unfit and len(messages) > 1:
             # Brokers refuse a whole request, though one message of it may be the reason, or
             # none: then it was too many together.
-            with self._requests_of_one():
-                homeless = self._run(messages, offsets, member)
+            self._one_by_one = True
+            try:
+                homeless, _ = self._run(messages, offsets, member)
+            finally:
+                self._one_by_one = False
         return homeless
-
-    @contextmanager
-    def _requests_of_one(self) -> Iterator[None]:
-        self._drop()
-        self._one_by_one = True
-        try:
-            yield
-        finally:
-            self._one_by_one = False
-            self._drop()
 
     def _run(
         self, messages: Sequence[Message], offsets: Sequence[TopicPartition], member: Membership
-    ) -> Homeless:
+    ) -> tuple[Homeless, bool]:
+        """Return also whether it is undone because of a message that does not fit."""
         deadline = time.monotonic() + self._clients.options.transaction_timeout
         self.prepare(deadline - time.monotonic())
-        producer = self._producer
-        assert producer is not None  # noqa: S101 - prepared
-        self._failures = {}
-        try:
-            producer.begin_transaction()
-            self._produce(producer, messages, deadline)
-            if self._failures:
-                return self._undo(messages, None)
-            self._send_offsets(producer, offsets, member, deadline)
-        except KafkaException as error:
-            return self._undo(messages, error)
-        except Exception as error:
+        client = self._client
+        assert client is not None  # noqa: S101 - prepared
+        outputs = Outputs(client, messages)
+        error = caught(partial(self._store, client, outputs, offsets, member, deadline))
+        if error is None and not outputs.failures:
+            error = self._commit(client, deadline)
+            if error is None:
+                return {}, False
+        elif error is not None and not isinstance(error, KafkaException):
             # Nobody knows where this producer is now; its successor undoes what is open.
             self._drop()
-            raise TransportError(f"{self._doing}: {error!r}") from error
-        return self._commit(producer, messages, deadline)
+        homeless = self._undo(client, outputs, error)
+        return homeless, any(one.code() in UNFIT for one in outputs.failures.values())
 
-    def _produce(self, producer: Producer, messages: Sequence[Message], deadline: float) -> None:
-        self._look_up(producer, messages)
-        if self._failures:
+    def _store(
+        self,
+        client: TxnClient,
+        outputs: Outputs,
+        offsets: Sequence[TopicPartition],
+        member: Membership,
+        deadline: float,
+    ) -> None:
+        """Open a transaction and put everything into it; raises, or notes why an output failed."""
+        client.producer.begin_transaction()
+        outputs.send(deadline)
+        if outputs.failures:
             return
-        for index, message in enumerate(messages):
-            self._hand_over(producer, index, message, deadline)
-            if not index % _SERVE_EVERY:
-                self._serve(producer)
-        while len(producer) and not self._failures and time.monotonic() < deadline:
-            producer.flush(0.1)
-        if len(producer) and not self._failures:
-            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "outputs were not confirmed"))
+        self._send_offsets(client, offsets, member, deadline)
+        client.serve()
+        if client.health.interrupted:
+            raise KafkaException(
+                KafkaError(KafkaError._TRANSPORT, "a connection has ended meanwhile")
+            )
 
     def _send_offsets(
         self,
-        producer: Producer,
+        client: TxnClient,
         offsets: Sequence[TopicPartition],
         member: Membership,
         deadline: float,
@@ -237,169 +215,94 @@ class Transactions:
         While the group's coordinator is away this call does not keep to its time-out (librdkafka
         #5456, #5511), so a thread of its own waits for it. What it left open its successor undoes.
         """
-        send = partial(producer.send_offsets_to_transaction, list(offsets), member.metadata)
-        ended: Future[None] = Future()
-
-        def run() -> None:
-            try:
-                self._repeat(send, deadline)
-            except BaseException as error:  # noqa: BLE001 - it is raised again below
-                ended.set_exception(error)
-            else:
-                ended.set_result(None)
-
-        threading.Thread(target=run, name="reliable-mq-kafka-offsets", daemon=True).start()
-        try:
-            ended.result(deadline + _GRACE - time.monotonic())
-        except TimeoutError:
+        send = partial(client.producer.send_offsets_to_transaction, list(offsets), member.metadata)
+        ended: _Ended = futures.Future()
+        threading.Thread(
+            target=lambda: ended.set_result(caught(partial(repeat, send, deadline))),
+            name="reliable-mq-kafka-offsets",
+            daemon=True,
+        ).start()
+        futures.wait([ended], deadline + _GRACE - time.monotonic())
+        if not ended.done():
             log.warning("%s: the client does not return from sending offsets", self._id)
+            self._stuck.append((client, ended))
             self._drop()
-            raise KafkaException(
-                KafkaError(KafkaError._TIMED_OUT, "the offsets were not answered")
-            ) from None
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the offsets were not answered"))
+        error = ended.result()
+        if error is not None:
+            raise error
 
-    def _look_up(self, producer: Producer, messages: Sequence[Message]) -> None:
-        """Ask for topics that are new to this producer: it learns of them late by itself."""
-        for topic in {message.topic for message in messages} - self._known:
-            error = producer.list_topics(topic, timeout=_LOOK_UP).topics[topic].error
-            if error is None:
-                self._known.add(topic)
-            elif error.code() in ROUTE:
-                places = (index for index, one in enumerate(messages) if one.topic == topic)
-                self._failures.update(dict.fromkeys(places, error))
-            else:
-                raise KafkaException(KafkaError(error.code(), f"topic {topic!r}"))
-
-    def _hand_over(self, producer: Producer, index: int, message: Message, deadline: float) -> None:
-        while True:
-            try:
-                producer.produce(
-                    message.topic,
-                    message.body,
-                    message.key,
-                    on_delivery=partial(self._report, index),
-                    headers=headers_of(message),
-                )
-            except BufferError:
-                if time.monotonic() >= deadline:
-                    raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "queue full")) from None
-                producer.poll(0.05)
-            except KafkaException as error:
-                if error_of(error).code() not in UNFIT | ROUTE:
-                    raise
-                self._failures[index] = error_of(error)
-                return
-            else:
-                return
-
-    def _report(self, index: int, error: KafkaError | None, record: KafkaRecord) -> None:
-        if error is None and record.offset() is None:
-            error = _UNANSWERED
-        if error is not None and error.code() not in _FOLLOWS:
-            self._failures[index] = error
-
-    def _commit(self, producer: Producer, messages: Sequence[Message], deadline: float) -> Homeless:
+    def _commit(self, client: TxnClient, deadline: float) -> Exception | None:
+        """Return nothing once it is committed, or why it is not, and must be undone."""
         # With some time of its own: to be in doubt is dear.
         deadline = max(deadline, time.monotonic() + self._clients.timeout)
-        try:
-            self._repeat(producer.commit_transaction, deadline)
-        except KafkaException as error:
-            if error_of(error).txn_requires_abort():
-                return self._undo(messages, error)
+        error = caught(partial(repeat, client.producer.commit_transaction, deadline))
+        if error is None:
+            client.health.recovered()
+        elif not error_of(error).txn_requires_abort():
             self._drop()
             raise InDoubtError(text_of(error_of(error))) from error
-        except Exception as error:
-            self._drop()
-            raise InDoubtError(repr(error)) from error
-        self._health.recovered()
-        return {}
+        return error
 
     # --- when it fails ---
 
-    def _undo(self, messages: Sequence[Message], error: KafkaException | None) -> Homeless:
+    def _undo(self, client: TxnClient, outputs: Outputs, error: Exception | None) -> Homeless:
         """Abort; return which messages have no place, or raise what it was."""
-        homeless = self._homeless(messages)
-        if not homeless and self._may_lack_a_topic(error):
-            homeless = self._missing(messages)
-        failures = self._failures
+        homeless = outputs.homeless()
+        if not homeless and self._may_lack_a_topic(outputs, error):
+            homeless = self._missing(outputs)
+        client.serve()  # it tells what it knows; its successor knows nothing of it
+        reason = self._reason_of(client, outputs, error)
         self._abort()
-        self._known.difference_update(messages[index].topic for index in failures)
+        outputs.forget_failed()
         if homeless:
             return homeless
-        if failures:
-            index, found = next(iter(failures.items()))
-            raise self._translated(found, messages[index].topic) from error
-        assert error is not None  # noqa: S101 - one of the two
-        found = error_of(error)
-        if found.code() in _NOT_A_MEMBER:
-            raise FencedError(text_of(found)) from error
-        raise self._translated(found, None) from error
+        raise reason from error
 
-    def _homeless(self, messages: Sequence[Message]) -> Homeless:
-        return {
-            index: outcome
-            for index, found in self._failures.items()
-            if isinstance(outcome := outcome_of(found, messages[index].topic), Refused | Unroutable)
-        }
-
-    def _may_lack_a_topic(self, error: KafkaException | None) -> bool:
+    def _may_lack_a_topic(self, outputs: Outputs, error: Exception | None) -> bool:
         """Tell whether a topic that was deleted meanwhile may be the reason, without its name.
 
         The client may try one until the time is up (``rd_kafka_txn_handle_AddPartitionsToTxn``).
         """
-        errors = [*self._failures.values(), *([] if error is None else [error_of(error)])]
-        return any(one.code() in ROUTE | _TIMED_OUT for one in errors)
+        errors = [*outputs.failures.values(), *([] if error is None else [error_of(error)])]
+        return self._client is not None and any(one.code() in ROUTE | _TIMED_OUT for one in errors)
 
-    def _missing(self, messages: Sequence[Message]) -> Homeless:
+    def _missing(self, outputs: Outputs) -> Homeless:
         """Return which outputs have no topic now."""
-        if self._producer is None:
-            return {}
-        self._known.clear()
-        try:
-            self._look_up(self._producer, messages)
-        except KafkaException as failed:
+        failed = caught(outputs.look_again)
+        if failed is not None:
             log.debug("%s cannot look topics up: %s", self._id, text_of(error_of(failed)))
-        return self._homeless(messages)
+        return outputs.homeless()
 
-    def _translated(self, error: KafkaError, topic: str | None) -> ReliableMQError:
-        self._health.raise_if_refused(self._doing)
-        where = "" if topic is None else f" (topic {topic!r})"
-        return translate(error, self._doing + where)
+    def _reason_of(
+        self, client: TxnClient, outputs: Outputs, error: Exception | None
+    ) -> FencedError | ReliableMQError:
+        if outputs.failures:
+            index, found = next(iter(outputs.failures.items()))
+            return self._reason(client, found, f" (topic {outputs.messages[index].topic!r})")
+        assert error is not None  # noqa: S101 - one of the two
+        found = error_of(error)
+        if found.code() in _NOT_A_MEMBER:
+            return FencedError(text_of(found))
+        return self._reason(client, found)
+
+    def _reason(self, client: TxnClient, found: KafkaError, where: str = "") -> ReliableMQError:
+        if client.health.refused:
+            return client.health.error(self._doing)
+        return translate(found, self._doing + where)
 
     def _abort(self) -> None:
         """Undo what is open; where this producer cannot, or must not, its successor does."""
-        producer = self._producer
-        if producer is not None and self._may_abort(producer):
+        client = self._client
+        if client is not None and client.may_begin_another:
             deadline = time.monotonic() + self._clients.options.transaction_timeout
-            try:
-                return self._repeat(producer.abort_transaction, deadline)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is not undone
-                log.debug("%s cannot abort: %r", self._id, error)
+            error = caught(partial(repeat, client.producer.abort_transaction, deadline))
+            if error is None:
+                return
+            log.debug("%s cannot abort: %r", self._id, error)
         self._drop()
         try:
             self.prepare(_PATIENCE)
         except ReliableMQError as error:
             log.debug("%s: what is open is not undone yet: %s", self._id, error)
-        return None
-
-    def _may_abort(self, producer: Producer) -> bool:
-        """Tell whether nothing of the transaction may still reach a broker.
-
-        Its end leaves the epoch as it is, and the next transaction goes on with the sequence
-        numbers of outputs that have no answer, stored or not
-        (``rd_kafka_toppar_purge_queues``): a broker that has stored one takes the next output
-        for its copy, confirms it and throws it away. The epoch of a successor is new.
-        """
-        self._serve(producer)
-        return not (len(producer) or self._health.interrupted)
-
-    def _repeat(self, call: Callable[[float], None], deadline: float) -> None:
-        """Make a call of the client's, and go on with it as long as it may be."""
-        while True:
-            left = max(0.1, deadline - time.monotonic())
-            try:
-                return call(left)
-            except KafkaException as error:
-                if not error_of(error).retriable() or time.monotonic() >= deadline:
-                    raise
-                time.sleep(0.05)
+        return

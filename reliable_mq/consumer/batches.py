@@ -46,10 +46,11 @@ class BatchProcessor:
         except BaseException as error:
             if not isinstance(error, Exception) and self._processor.lane.ends_with(error):
                 raise
-            # Each is judged by itself now.
             log.debug("a batch of %d failed, each by itself now: %r", len(together), error)
-            return self._one_by_one(items)
+            done = None
         if done is None:
+            # Not where that error is handled: each is judged by its own, which should not tell of
+            # the other.
             return self._one_by_one(items)
         return [*done, *self._one_by_one(apart)]
 

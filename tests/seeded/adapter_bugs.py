@@ -9,6 +9,7 @@ _STARTS = "reliable_mq_kafka/starts.py"
 _IDENTITIES = "adapters/kafka/test_identities.py::"
 _RECREATED = "adapters/kafka/test_recreated_topics.py::"
 _TRANSACTIONS = "reliable_mq_kafka/transactions.py"
+_OUTPUTS = "reliable_mq_kafka/outputs.py"
 _LATE = "adapters/kafka/test_late_requests.py::test_"
 _AS_IT_LIKES = "TopicPartition(*place, OFFSET_INVALID)"
 _TAGS = "reliable_mq_rabbitmq/tags.py"
@@ -23,15 +24,26 @@ BUGS: tuple[Bug, ...] = (
     bug(
         "Kafka: a transaction is begun while a request of the last one may be on its way",
         _TRANSACTIONS,
-        "if self._is_ready and self._health.interrupted:",
-        "if False:",
+        "return fits and (client.may_begin_another or not client.is_ready)",
+        "return fits",
         *(
             f"{_LATE}{what}[{how}]"
             for what in (
                 "a_commit_that_comes_late_commits_no_part_of_the_next_transaction",
                 "an_abort_that_comes_late_undoes_no_part_of_the_next_transaction",
-                "offsets_that_come_late_do_not_lead_back",
             )
+            for how in ("cut off", "no answer")
+        ),
+        servers="kafka",
+    ),
+    bug(
+        "Kafka: a transaction is committed while a request of it may still be on its way",
+        _TRANSACTIONS,
+        "        if client.health.interrupted:\n",
+        "        if False:\n",
+        *(
+            f"{_LATE}offsets_that_come_late_neither_lead_back_nor_keep_anybody_waiting[{when}-{how}]"
+            for when in ("once they are undone", "with those of the next transaction")
             for how in ("cut off", "no answer")
         ),
         servers="kafka",
@@ -45,27 +57,57 @@ BUGS: tuple[Bug, ...] = (
         servers="kafka",
     ),
     bug(
+        "Kafka: a connection that ends while it authenticates anew interrupts nothing",
+        "reliable_mq_kafka/client_log.py",
+        "state[1] not in _NOT_CONNECTED",
+        'state[1] == "UP"',
+        "adapters/kafka/test_client_log.py::test_the_end_of_a_connection_that_was_in_use_may_"
+        "interrupt_a_request[REAUTH]",
+    ),
+    bug(
         "Kafka: a transaction is undone while one of its outputs has no answer",
-        _TRANSACTIONS,
-        "return not (len(producer) or self._health.interrupted)",
-        "return not self._health.interrupted",
+        "reliable_mq_kafka/txn_client.py",
+        "return not (self.unanswered or self.health.interrupted)",
+        "return not self.health.interrupted",
         f"{_LATE}no_output_is_taken_for_the_copy_of_an_undone_one",
         servers="kafka",
     ),
     bug(
         "Kafka: a transaction is undone without a new epoch while its offsets may be on their way",
-        _TRANSACTIONS,
-        "return not (len(producer) or self._health.interrupted)",
-        "return not len(producer)",
+        "reliable_mq_kafka/txn_client.py",
+        "return not (self.unanswered or self.health.interrupted)",
+        "return not self.unanswered",
         f"{_LATE}offsets_that_come_late_are_not_committed_for_an_undone_transaction",
         servers="kafka",
     ),
     bug(
         "Kafka: each producer is let go of after its first transaction",
+        _TRANSACTIONS,
+        "return fits and (client.may_begin_another or not client.is_ready)",
+        "return not client.is_ready",
+        f"{_LATE}a_producer_is_kept_as_long_as_nothing_interrupts_it[as it is]",
+        servers="kafka",
+    ),
+    bug(
+        "Kafka: the end of a connection that no transaction uses undoes one",
         "reliable_mq_kafka/client_log.py",
         "return _BOOTSTRAP not in line and (",
         "return (",
-        f"{_LATE}a_producer_is_kept_as_long_as_nothing_interrupts_it",
+        "adapters/kafka/test_client_log.py::test_an_address_of_the_broker_url_is_sent_nothing_of_"
+        "a_transaction",
+    ),
+    bug(
+        "Kafka: a transaction is undone where its error is handled, which keeps the producer",
+        _TRANSACTIONS,
+        """        error = caught(partial(self._store, client, outputs, offsets, member, deadline))
+""",
+        """        error: Exception | None = None
+        try:
+            self._store(client, outputs, offsets, member, deadline)
+        except Exception as failed:
+            return self._undo(client, outputs, failed), False
+""",
+        "adapters/kafka/test_transactions.py::test_no_producer_outlives_its_failure",
         servers="kafka",
     ),
     bug(
@@ -135,7 +177,7 @@ BUGS: tuple[Bug, ...] = (
     ),
     bug(
         "Kafka: what the client takes for stored without an answer counts as an output",
-        _TRANSACTIONS,
+        _OUTPUTS,
         "        if error is None and record.offset() is None:\n",
         "        if error is None and record.offset() == -1:\n",
         "adapters/kafka/test_refused_requests.py::test_what_counts_as_an_output_is_stored",
@@ -143,9 +185,9 @@ BUGS: tuple[Bug, ...] = (
     ),
     bug(
         "Kafka: an output without a topic is the fault of its whole transaction",
-        _TRANSACTIONS,
-        "isinstance(outcome := outcome_of(found, messages[index].topic), Refused | Unroutable)",
-        "isinstance(outcome := outcome_of(found, messages[index].topic), Refused)",
+        _OUTPUTS,
+        "outcome_of(found, self.messages[index].topic), Refused | Unroutable",
+        "outcome_of(found, self.messages[index].topic), Refused",
         "adapters/kafka/test_transactions.py::test_an_output_without_a_topic_is_named_and_"
         "nothing_is_stored_until_the_topic_is_there",
         "adapters/kafka/test_transactions.py::test_an_output_whose_topic_was_deleted_meanwhile_is_"
@@ -155,8 +197,8 @@ BUGS: tuple[Bug, ...] = (
     bug(
         "Kafka: an unforeseen error of a commit is taken for one that stored nothing",
         _TRANSACTIONS,
-        "            raise InDoubtError(repr(error)) from error\n",
-        "            raise TransportError(repr(error)) from error\n",
+        "        elif not error_of(error).txn_requires_abort():\n",
+        "        elif False:\n",
         "adapters/kafka/test_transactions.py::test_what_nobody_foresees_from_the_commit_leaves_it_"
         "to_the_brokers_what_is_stored",
         servers="kafka",

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from reliable_mq import Message, ReliableMQ, Settings
+from reliable_mq_kafka.outputs import Outputs
 from reliable_mq_kafka.transactional import TransactionalIntake
 from reliable_mq_kafka.transactions import Transactions
 
@@ -74,7 +75,7 @@ def main() -> None:
     logging.getLogger("reliable_mq").setLevel(logging.DEBUG)
     point, prefix = Point(), os.environ["PREFIX"]
     before(TransactionalIntake, "membership", lambda: point.passed("ended"))
-    after(Transactions, "_produce", lambda: point.passed("produced"))
+    after(Outputs, "send", lambda: point.passed("produced"))
     before(Transactions, "_commit", lambda: point.passed("offsets"))
     after(Transactions, "_commit", lambda: point.passed("committed"))
     mq = build(os.environ["URL"], os.environ["DATABASE"], prefix)

@@ -8,7 +8,7 @@ import threading
 from abc import ABC, abstractmethod
 from contextlib import suppress
 
-PRODUCE, ADD_OFFSETS, END, TXN_OFFSET_COMMIT = 0, 25, 26, 28
+PRODUCE, INIT_PRODUCER_ID, ADD_OFFSETS, END, TXN_OFFSET_COMMIT = 0, 22, 25, 26, 28
 """Kinds of requests: the protocol's API keys."""
 
 _FLEXIBLE = 9
@@ -37,12 +37,18 @@ class FrameProxy(ABC):
         self._target = target
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def close(self) -> None:
-        """End all connections, and take no more."""
-        for one in (self._listener, *self._sockets):
+    def cut(self) -> None:
+        """End all connections."""
+        sockets, self._sockets = self._sockets, []
+        for one in sockets:
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
             one.close()
+
+    def close(self) -> None:
+        """End all connections, and take no more."""
+        self._sockets.append(self._listener)
+        self.cut()
 
     def _accept(self) -> None:
         with suppress(OSError):

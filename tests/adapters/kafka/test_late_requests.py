@@ -12,19 +12,28 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from reliable_mq.adapter import SENT
+from reliable_mq.errors import TransportError
 from reliable_mq.testing.contract.base import fresh_name
 from reliable_mq.testing.contract.messages import numbered
 from reliable_mq.testing.contract.waiting import wait_for
 from reliable_mq_kafka.adapter import KafkaAdapter
 from reliable_mq_kafka.membership import Membership, membership
+from reliable_mq_kafka.outputs import Outputs
 from reliable_mq_kafka.transactions import FencedError, Transactions
+from reliable_mq_kafka.txn_client import TxnClient
 from tests.adapters.kafka.conftest import GROUP, Declare, Open
 from tests.adapters.kafka.copying import read_all, settle
 from tests.adapters.kafka.delaying import DelayingProxy
-from tests.adapters.kafka.frames import ADD_OFFSETS, END, PRODUCE, TXN_OFFSET_COMMIT
+from tests.adapters.kafka.frames import (
+    ADD_OFFSETS,
+    END,
+    INIT_PRODUCER_ID,
+    PRODUCE,
+    TXN_OFFSET_COMMIT,
+)
 from tests.brokers import Kafka
 from tests.conftest import started
 
@@ -71,28 +80,30 @@ class Copier:
 
     def undo(self, number: int) -> None:
         """Do the same, and undo it before the commit."""
-        producer = self._begin()
-        self._transactions._produce(producer, numbered(self._target, [number]), _soon(30.0))
+        client = self._begin()
+        Outputs(client, numbered(self._target, [number])).send(_soon(30.0))
         end = [TopicPartition(self._source, 0, number + 1)]
-        self._transactions._send_offsets(producer, end, self.member(), _soon(30.0))
+        self._transactions._send_offsets(client, end, self.member(), _soon(30.0))
         self._transactions._abort()
 
     def give_up_on(self, number: int, *, after: float) -> None:
         """Do the same until the output has had no answer for so many seconds, and undo it."""
-        producer = self._begin()
+        outputs = Outputs(self._begin(), numbered(self._target, [number]))
         with pytest.raises(KafkaException, match="not confirmed"):
-            self._transactions._produce(producer, numbered(self._target, [number]), _soon(after))
+            outputs.send(_soon(after))
         self._transactions._abort()
 
-    def _begin(self) -> Producer:
+    def _begin(self) -> TxnClient:
         self._transactions.prepare(30.0)
-        producer = self._transactions._producer
-        assert producer is not None
-        producer.begin_transaction()
-        return producer
+        client = self.client()
+        client.producer.begin_transaction()
+        return client
 
-    def producer(self) -> Producer | None:
-        return self._transactions._producer
+    def client(self) -> TxnClient:
+        """Return the one that is in use."""
+        client = self._transactions._client
+        assert client is not None
+        return client
 
     def member(self) -> Membership:
         intake = self._subscription._intake
@@ -160,8 +171,11 @@ def test_a_commit_that_comes_late_commits_no_part_of_the_next_transaction(
     copier = place.copier(UNSEEN)
     proxy.delay(END, until=ADD_OFFSETS, cut=cut)
     copier.copy(0)
+    first = copier.client()
     copier.copy(1)
     assert proxy.arrived.is_set()
+    # What follows shows it only where the brokers are slow to end the transaction.
+    assert copier.client() is not first
     assert place.outputs() == [0, 1]
     assert place.committed() == 2
 
@@ -174,22 +188,32 @@ def test_an_abort_that_comes_late_undoes_no_part_of_the_next_transaction(
     proxy.delay(END, until=PRODUCE, cut=cut)
     with pytest.raises(FencedError):
         copier.copy(0, copier.stranger())
+    first = copier.client()
     copier.copy(1)
     assert proxy.arrived.is_set()
+    assert copier.client() is not first
     assert place.outputs() == [1]
     assert place.committed() == 2
 
 
 @interruptions
-def test_offsets_that_come_late_do_not_lead_back(
-    proxy: DelayingProxy, place: Place, cut: bool
+@pytest.mark.parametrize(
+    ("until", "count"),
+    [(INIT_PRODUCER_ID, 1), (TXN_OFFSET_COMMIT, 2), (TXN_OFFSET_COMMIT, 3)],
+    ids=["once they are undone", "with the same again", "with those of the next transaction"],
+)
+def test_offsets_that_come_late_neither_lead_back_nor_keep_anybody_waiting(
+    proxy: DelayingProxy, place: Place, cut: bool, until: int, count: int
 ) -> None:
     copier = place.copier(UNSEEN)
-    proxy.delay(TXN_OFFSET_COMMIT, until=TXN_OFFSET_COMMIT, count=2, cut=cut)
+    proxy.delay(TXN_OFFSET_COMMIT, until, count=count, cut=cut)
+    with pytest.raises(TransportError, match="connection has ended"):
+        copier.copy(0)
     copier.copy(0)
     copier.copy(1)
     assert proxy.arrived.is_set()
     assert place.outputs() == [0, 1]
+    # Answered once nothing of the group is open.
     assert place.committed() == 2
 
 
@@ -220,12 +244,35 @@ def test_no_output_is_taken_for_the_copy_of_an_undone_one(
     assert place.committed() == 3
 
 
-def test_a_producer_is_kept_as_long_as_nothing_interrupts_it(place: Place) -> None:
-    copier = place.copier()
+@pytest.mark.parametrize(
+    "options", [{}, {"debug": "msg,eos"}], ids=["as it is", "with debug lines"]
+)
+def test_a_producer_is_kept_as_long_as_nothing_interrupts_it(
+    place: Place, options: dict[str, object]
+) -> None:
+    copier = place.copier(options)
     copier.copy(0)
-    first = copier.producer()
+    first = copier.client()
     with pytest.raises(FencedError):
         copier.copy(1, copier.stranger())
     copier.copy(1)
-    assert copier.producer() is first
+    assert copier.client() is first
+    assert place.outputs() == [0, 1]
+
+
+def test_connections_that_end_while_the_producer_is_idle_undo_no_transaction(
+    proxy: DelayingProxy, place: Place
+) -> None:
+    copier = place.copier()
+    copier.copy(0)
+    client = copier.client()
+    proxy.cut()
+
+    def has_noticed() -> bool:
+        client.serve()
+        return client.health.interrupted
+
+    wait_for(has_noticed, "the end of its connections")
+    # This client would not return from sending offsets in time.
+    copier.copy(1)
     assert place.outputs() == [0, 1]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
+from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
@@ -24,7 +28,6 @@ from reliable_mq.errors import (
     StaleDeliveryError,
     TransportError,
 )
-from reliable_mq.message import Message
 from reliable_mq.testing.contract.base import fresh_name
 from reliable_mq.testing.contract.messages import message, numbered, numbers_of
 from reliable_mq.testing.contract.waiting import wait_for
@@ -32,8 +35,10 @@ from reliable_mq_kafka import config
 from reliable_mq_kafka.adapter import KafkaAdapter
 from reliable_mq_kafka.errors import error_of
 from reliable_mq_kafka.membership import Membership
+from reliable_mq_kafka.outputs import Homeless, Outputs
 from reliable_mq_kafka.transactional import TransactionalIntake
-from reliable_mq_kafka.transactions import FencedError, Homeless, Transactions
+from reliable_mq_kafka.transactions import FencedError, InDoubtError, Transactions
+from reliable_mq_kafka.txn_client import TxnClient
 from tests.adapters.kafka.conftest import Declare, Open
 from tests.adapters.kafka.copying import delete, read_all, settle
 
@@ -77,6 +82,11 @@ class Copier:
     def intake(self) -> TransactionalIntake:
         found = self.subscription._intake  # type: ignore[attr-defined]
         assert isinstance(found, TransactionalIntake)
+        return found
+
+    @property
+    def producer(self) -> TxnClient | None:
+        found: TxnClient | None = self.subscription._transactions._client  # type: ignore[attr-defined]
         return found
 
     def member(self) -> Membership:
@@ -202,13 +212,13 @@ def test_a_producer_that_takes_the_place_of_another_undoes_what_that_one_left(
     name = fresh_name("transactions")
     left, successor = Transactions(clients, name), Transactions(clients, name)
     left.prepare(30.0)
-    producer = left._producer
-    assert producer is not None
-    producer.begin_transaction()
-    left._produce(producer, numbered(copier.target, [99]), time.monotonic() + 30.0)
+    client = left._client
+    assert client is not None
+    client.producer.begin_transaction()
+    Outputs(client, numbered(copier.target, [99])).send(time.monotonic() + 30.0)
     successor.prepare(30.0)
     with pytest.raises(KafkaException):
-        producer.commit_transaction(30)
+        client.producer.commit_transaction(30)
     assert outputs(place, copier.target) == []
     end = [TopicPartition(copier.source, 0, INPUTS)]
     assert not successor.run(numbered(copier.target, [1]), end, owner.member())
@@ -225,8 +235,14 @@ def test_offsets_that_the_client_does_not_return_from_are_undone_and_stored_by_a
     class Stuck(Producer):
         """As it is for minutes while the group's coordinator is away (librdkafka #5456)."""
 
+        polls = 0
+
         def send_offsets_to_transaction(self, *args: object) -> None:
             go_on.wait()
+
+        def poll(self, *args: object) -> int:
+            Stuck.polls += 1
+            return super().poll(*args)  # type: ignore[arg-type]
 
     owner = copier(query="session_timeout=6&transaction_timeout=5")
     owner.take()
@@ -247,34 +263,63 @@ def test_offsets_that_the_client_does_not_return_from_are_undone_and_stored_by_a
         return False
 
     wait_for(stored, "the end of the transaction")
+    # What the stuck client has to say does not pile up.
+    before = Stuck.polls
+    transactions.serve()
+    assert Stuck.polls > before
     go_on.set()
+
+    def is_forgotten() -> bool:
+        transactions.serve()
+        return not transactions._stuck
+
+    wait_for(is_forgotten, "the end of the call")
     transactions.close()
     assert outputs(place, copier.target) == list(range(INPUTS))
 
 
-class FailsToProduce(Producer):
-    def produce(self, *args: object, **options: object) -> None:
-        raise ValueError("unforeseen")
+def once_to_produce() -> type[Producer]:
+    trouble = [ValueError("unforeseen")]
+
+    class Fails(Producer):
+        def produce(self, *args: Any, **options: Any) -> None:
+            for error in trouble:
+                trouble.clear()
+                raise error
+            super().produce(*args, **options)
+
+    return Fails
 
 
-class FailsToSendOffsets(Producer):
-    def send_offsets_to_transaction(self, *args: object) -> None:
-        super().send_offsets_to_transaction(*args)  # type: ignore[arg-type]
-        raise RuntimeError("unforeseen")
+def once_to_send_offsets() -> type[Producer]:
+    trouble = [RuntimeError("unforeseen")]
+
+    class Fails(Producer):
+        def send_offsets_to_transaction(self, *args: Any) -> None:
+            super().send_offsets_to_transaction(*args)
+            for error in trouble:
+                trouble.clear()
+                raise error
+
+    return Fails
 
 
-@pytest.mark.parametrize("kind", [FailsToProduce, FailsToSendOffsets])
+@pytest.mark.parametrize("fails", [once_to_produce, once_to_send_offsets])
 def test_what_nobody_foresees_before_the_commit_is_undone_and_stored_by_a_new_producer(
-    copier: MakeCopier, place: str, monkeypatch: pytest.MonkeyPatch, kind: type[Producer]
+    copier: MakeCopier,
+    place: str,
+    monkeypatch: pytest.MonkeyPatch,
+    fails: Callable[[], type[Producer]],
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(config, "Producer", kind)
-        owner = copier()
-        taken = owner.take()
-        with pytest.raises(TransportError, match="unforeseen"):
-            owner.commit(taken)
+    monkeypatch.setattr(config, "Producer", fails())
+    owner = copier()
+    taken = owner.take()
+    first = owner.producer
+    with pytest.raises(TransportError, match="unforeseen"):
+        owner.commit(taken)
     assert not owner.intake.broken
     owner.commit(taken)
+    assert owner.producer is not first
     assert outputs(place, copier.target) == list(range(INPUTS))
 
 
@@ -301,6 +346,46 @@ def test_what_nobody_foresees_from_the_commit_leaves_it_to_the_brokers_what_is_s
     assert adapter.publish(numbered(copier.source, [INPUTS]), 60.0) == [SENT]
     assert numbers_of(owner.take(1)) == [INPUTS]
     assert outputs(place, copier.target) == list(range(INPUTS))
+
+
+@pytest.fixture
+def producers(monkeypatch: pytest.MonkeyPatch) -> weakref.WeakSet[Producer]:
+    """All that are made and still there."""
+    found: weakref.WeakSet[Producer] = weakref.WeakSet()
+
+    class Noted(Producer):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            found.add(self)
+
+    monkeypatch.setattr(config, "Producer", Noted)
+    return found
+
+
+def test_no_producer_outlives_its_failure(
+    copier: MakeCopier, producers: weakref.WeakSet[Producer]
+) -> None:
+    owner = copier()
+    owner.take()
+    clients = owner.subscription._clients  # type: ignore[attr-defined]
+    name = fresh_name("transactions")
+    rivals = Transactions(clients, name), Transactions(clients, name)
+    for rival in rivals:
+        rival.prepare(30.0)
+    end = [TopicPartition(copier.source, 0, INPUTS)]
+    attempt = partial(rivals[0].run, numbered(copier.target, [0]), end, owner.member())
+    for _ in range(3):
+        # The other one has fenced it off, which ends its producer; the next fences that one off.
+        with pytest.raises((TransportError, InDoubtError)):
+            attempt()
+        rivals[1]._drop()
+        rivals[1].prepare(30.0)
+    for rival in rivals:
+        rival.close()
+    owner.subscription.close()
+    del rival, rivals, attempt, owner
+    gc.collect()
+    wait_for(lambda: not producers, "the end of the producers")
 
 
 # --- outputs that have no place -------------------------------------------------------------------
@@ -352,9 +437,11 @@ def undone(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
     found: list[int | None] = []
     undo = Transactions._undo
 
-    def note(one: Transactions, messages: list[Message], error: KafkaException | None) -> Homeless:
+    def note(
+        one: Transactions, client: TxnClient, outputs: Outputs, error: Exception | None
+    ) -> Homeless:
         found.append(None if error is None else error_of(error).code())
-        return undo(one, messages, error)
+        return undo(one, client, outputs, error)
 
     monkeypatch.setattr(Transactions, "_undo", note)
     return found
